@@ -1,0 +1,39 @@
+"""What kdbench itself brings, through the same hooks as everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from kdbench.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from kdbench.data.base import Dataset
+    from kdbench.executors import ExecutorInfo
+    from kdbench.networks.base import Network
+
+
+@hookimpl
+def kdbench_networks() -> Iterable[Network]:
+    from kdbench.networks import NETWORKS
+
+    return NETWORKS.values()
+
+
+@hookimpl
+def kdbench_datasets() -> Iterable[Dataset]:
+    from kdbench.data import DATASETS
+
+    return DATASETS.values()
+
+
+@hookimpl
+def kdbench_executors() -> Iterable[ExecutorInfo]:
+    from kdbench.executors import ExecutorInfo
+
+    yield ExecutorInfo(
+        id="local", title="worker processes on this machine", create="kdbench.executors.local:LocalExecutor"
+    )
+    yield ExecutorInfo(
+        id="inline", title="this process, one stage after the other", create="kdbench.executors.inline:InlineExecutor"
+    )

@@ -1,0 +1,70 @@
+"""The version of the code that computes numbers, so that a stage made by other code is never taken for the same.
+
+Hashed are the rooms of kdbench whose code can change a number, the modules that a stage's own components live in, the
+sources of the native kernels, and torch's version. Nothing is imported: files are read as they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["code_version"]
+
+# The files of kdbench that numbers pass through. Plans, stores, verdicts and reports may change without any effect.
+ROOMS = ("losses.py", "ops", "data", "networks", "training", "stages", "stage.py")
+
+
+def code_version(stage: dict[str, Any]) -> str:
+    """Version of all code that the packed ``stage`` runs, 64 bits as hexadecimal."""
+    modules = {path.partition(":")[0] for path in _types(stage)}
+    own = sorted(name for name in modules if name.partition(".")[0] != "kdbench")
+    digest = hashlib.sha256(_kdbench().encode())
+    for name in own:
+        digest.update(_module(name))
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _kdbench() -> str:
+    from kdbench.ops import build_info, implementation
+
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        path = root / room
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    for part in (implementation(), build_info()["sources"], _torch()):
+        digest.update(str(part).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _module(name: str) -> bytes:
+    found = importlib.util.find_spec(name)
+    origin = found.origin if found else None
+    return name.encode() + (Path(origin).read_bytes() if origin else b"")
+
+
+def _torch() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return "none"
+
+
+def _types(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str) and ":" in value["type"]:
+            yield value["type"]
+        for item in value.values():
+            yield from _types(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _types(item)

@@ -1,0 +1,61 @@
+"""Where a number was made: versions, processor, device, and the implementation of the loss."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from kdbench.record import Environment
+
+__all__ = ["environment", "processor"]
+
+
+def environment(*, device: str, threads: int, code: str) -> Environment:
+    """The environment of this process. Imports torch only to name a device other than the CPU."""
+    from kdbench.ops import build_info, implementation
+
+    info = build_info()
+    name = processor() if device == "cpu" else _device(device)
+    return Environment(
+        kdbench=_version("kdbench"),
+        commit=str(info.get("commit", "")),
+        code=code,
+        python=platform.python_version(),
+        torch=_version("torch"),
+        numpy=_version("numpy"),
+        platform=f"{platform.system()}-{platform.machine()}",
+        processor=processor(),
+        cores=os.cpu_count() or 1,
+        threads=threads,
+        device=f"{device}: {name}",
+        ops=implementation(),
+    )
+
+
+@cache
+def processor() -> str:
+    """The processor's model name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _device(device: str) -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name(device))

@@ -1,0 +1,164 @@
+"""The DAG that a study builds: pruned to the claims asked for, priced, and inspectable before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from graphlib import TopologicalSorter
+
+from kdbench.component import unpack
+from kdbench.errors import KdbenchError, unknown
+from kdbench.paper import Claim, Paper
+from kdbench.stage import Spec
+from kdbench.store import Store
+from kdbench.study import Lab, Measurement, Node
+
+__all__ = ["Plan", "Price", "build_plan", "select_claims"]
+
+MACS_PER_SECOND = 6e9  # one CPU thread on small convolutions; only until the store knows better
+SECONDS_PER_STAGE = 0.05
+
+
+class Price:
+    """Estimated cost of what is left to do, in seconds of one worker."""
+
+    def __init__(self, seconds: dict[str, float], critical: dict[str, float], measured: int) -> None:
+        self.seconds = seconds
+        self.critical = critical
+        self.measured = measured
+
+    @property
+    def total(self) -> float:
+        """Seconds of work, all stages together."""
+        return sum(self.seconds.values())
+
+    def elapsed(self, workers: int) -> float:
+        """Seconds on the clock with ``workers``: bound by the work and by the longest chain."""
+        return max(self.total / max(workers, 1), max(self.critical.values(), default=0.0))
+
+
+class Plan:
+    """Stages by hash, in an order that respects their inputs, and the measurements that they serve."""
+
+    def __init__(self, lab: Lab, claims: Sequence[Claim], measurements: Sequence[Measurement]) -> None:
+        self.lab = lab
+        self.claims = tuple(claims)
+        self.measurements = tuple(measurements)
+        nodes: dict[str, Node] = {}
+        for measurement in measurements:
+            for node in measurement.quantity.nodes:
+                _collect(node, nodes)
+        self.inputs = {key: tuple(n.spec.hash for n in node.inputs.values()) for key, node in nodes.items()}
+        order = TopologicalSorter(self.inputs).static_order()
+        self.specs: dict[str, Spec] = {key: nodes[key].spec for key in order}
+
+    def uses(self) -> dict[str, int]:
+        """How many stages take each stage as input."""
+        counts = dict.fromkeys(self.specs, 0)
+        for inputs in self.inputs.values():
+            for key in set(inputs):
+                counts[key] += 1
+        return counts
+
+    def shared(self) -> int:
+        """Stages that more than one other stage builds on: trained once, used often."""
+        return sum(count > 1 for count in self.uses().values())
+
+    def price(self, store: Store) -> Price:
+        """What is left to do, from this store's own timings where it has any, else from a MAC model."""
+        timings = store.timings()
+        seconds: dict[str, float] = {}
+        measured = 0
+        for key, spec in self.specs.items():
+            if store.has(key):
+                seconds[key] = 0.0
+                continue
+            known = timings.get(cost_key(spec))
+            measured += known is not None
+            seconds[key] = known if known is not None else _guess(spec)
+        return Price(seconds, self._critical(seconds), measured)
+
+    def _critical(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Seconds from the start of each stage to the end of the longest chain that hangs on it."""
+        after = dict.fromkeys(self.specs, 0.0)
+        for key in reversed(self.specs):
+            after[key] += seconds[key]
+            for parent in self.inputs[key]:
+                after[parent] = max(after[parent], after[key])
+        return after
+
+
+def cost_key(spec: Spec) -> str:
+    """Stages with equal keys cost the same: everything but the seed, the inputs' identities and the code."""
+    from hashlib import sha256
+
+    import msgspec
+
+    parts = (spec.stage, spec.device, spec.threads, spec.data.dataset, spec.data.sizes, sorted(spec.inputs))
+    return sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+
+
+def select_claims(paper: Paper, wanted: str) -> tuple[Claim, ...]:
+    """Claims by ``core``, ``all``, or ids with commas between them.
+
+    Raises
+    ------
+    KdbenchError : an id does not exist.
+    """
+    if wanted == "all":
+        return paper.claims
+    if wanted == "core":
+        return tuple(claim for claim in paper.claims if claim.core)
+    ids = [part.strip() for part in wanted.split(",") if part.strip()]
+    chosen = []
+    for claim_id in ids:
+        claim = paper.claim(claim_id)
+        if claim is None:
+            raise unknown("claim", claim_id, ["core", "all", *(claim.id for claim in paper.claims)])
+        chosen.append(claim)
+    if not chosen:
+        raise KdbenchError("no claim is named", cure="use --claims core, all, or ids such as H1,H3")
+    return tuple(chosen)
+
+
+def build_plan(lab: Lab, claims: str = "core") -> Plan:
+    """Run the study once, lazily, and keep what the wanted claims need.
+
+    A measurement that needs nothing beyond the stages already wanted is kept too: it costs nothing.
+    """
+    measurements = list(lab.paper.study(lab))
+    _check(measurements)
+    chosen = [instance for claim in select_claims(lab.paper, claims) for instance in claim.instances(lab.axes)]
+    cells = {cell for claim in chosen for cell in claim.cells()}
+    if claims == "all":
+        return Plan(lab, chosen, measurements)
+    wanted: dict[str, Node] = {}
+    for measurement in measurements:
+        if measurement.cell in cells:
+            for node in measurement.quantity.nodes:
+                _collect(node, wanted)
+    kept = [m for m in measurements if all(node.spec.hash in wanted for node in m.quantity.nodes)]
+    return Plan(lab, chosen, kept)
+
+
+def _collect(node: Node, into: dict[str, Node]) -> None:
+    if node.spec.hash not in into:
+        into[node.spec.hash] = node
+        for parent in node.inputs.values():
+            _collect(parent, into)
+
+
+def _check(measurements: Iterable[Measurement]) -> None:
+    seen = set()
+    for measurement in measurements:
+        key = (measurement.cell, measurement.seed)
+        if key in seen:
+            raise KdbenchError(
+                f"the study measures '{measurement.cell}' twice for seed {measurement.seed}",
+                cure="give each measured cell a name of its own",
+            )
+        seen.add(key)
+
+
+def _guess(spec: Spec) -> float:
+    macs: float = unpack(spec.stage).price(spec.data)
+    return SECONDS_PER_STAGE + macs / MACS_PER_SECOND

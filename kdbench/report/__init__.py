@@ -1,0 +1,1 @@
+"""Results for people: terminal, Markdown dossier, progress. Nothing here computes; it only shows."""

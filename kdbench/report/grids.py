@@ -1,0 +1,131 @@
+"""Tables as plain text cells, the same for the terminal and the dossier.
+
+A cell's name ``table/row.../column`` says where it stands. The paper's numbers and the measured ones never share a
+grid, and neither do tiers or protocols: a run has one of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kdbench.paper import ReportedTable
+from kdbench.result import Reproduction
+from kdbench.verdict import Summary
+
+__all__ = ["Grid", "claim_grids", "conditions", "measured_grids", "number", "reported_grids"]
+
+
+class Grid(NamedTuple):
+    """Header, rows and what must be known to read them. ``rows`` start with the row's name."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or nothing where there is none: a cell that was never read stays blank."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def conditions(result: Reproduction) -> str:
+    """Under what every number of the run was made."""
+    run = result.run
+    commit = f", commit {run.environment.commit}" if run.environment.commit else ""
+    return (
+        f"{run.data.title}, tier {run.request.tier}, protocol {run.request.protocol}, "
+        f"kdbench {run.environment.kdbench}{commit}"
+    )
+
+
+def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:
+    """The paper's own tables, blanks left blank. A table without any number that was read has no rows."""
+    grids = []
+    for table in tables:
+        cells = {cell.cell: number(cell.value) for cell in table.cells}
+        known = sorted({cell.certainty for cell in table.cells if cell.value is not None})
+        read = f"{table.metric}, {table.unit}" if table.unit else table.metric
+        if not known:
+            grids.append(Grid(table.title, f"no number was read ({table.source})", [], []))
+            continue
+        grids.append(_pivot(table.title, f"{read}; {table.source}; certainty: {', '.join(known)}", cells))
+    return grids
+
+
+def measured_grids(result: Reproduction) -> list[Grid]:
+    """What the run measured, for every table that its claims touch: mean and standard deviation over seeds."""
+    run = result.run
+    asked = {cell for claim in run.facts.claims for cell in claim.cells()}
+    touched = {cell.partition("/")[0] for cell in asked}
+    titles = {table.id: table.title for table in run.facts.tables}
+    units = {table.id: table.unit for table in run.facts.tables}
+    summaries = result.summaries()
+    grids = []
+    for table in dict.fromkeys(cell.partition("/")[0] for cell in summaries):
+        if table not in touched:
+            continue
+        cells = {
+            cell: _spread(summary, len(run.request.seeds))
+            for cell, summary in summaries.items()
+            if cell.partition("/")[0] == table and (table in titles or cell in asked)
+        }
+        unit = f", {units[table]}" if units.get(table) else ""
+        note = f"mean ± sd over n = {len(run.request.seeds)} seeds{unit}; {conditions(result)}"
+        grids.append(_pivot(titles.get(table, table), note, cells))
+    return grids
+
+
+def claim_grids(result: Reproduction) -> list[Grid]:
+    """Every comparison of every claim, with its statistics."""
+    grids = []
+    for verdict in result.claim_verdicts():
+        rows = []
+        for index, alternative in enumerate(verdict.tests):
+            for test in alternative:
+                interval = "" if test.low is None else f"{_signed(test.low)} to {_signed(test.high)}"
+                rows.append(
+                    [
+                        f"{test.left} {_SIGN[test.relation]} {test.right}",
+                        str(index + 1) if len(verdict.tests) > 1 else "",
+                        str(test.n),
+                        _signed(test.gain),
+                        number(test.sd),
+                        interval,
+                        number(test.p_support, 3),
+                        number(test.p_contradict, 3),
+                        f"{test.margin:g}",
+                    ]
+                )
+        columns = ["comparison", "alternative", "n", "gain", "sd", "90 % CI", "p support", "p contradict", "margin"]
+        grids.append(Grid(f"{verdict.claim}: {verdict.title}", verdict.sentence, columns, rows))
+    return grids
+
+
+WIDE = 8  # columns that still fit a terminal; a table with more is turned
+
+_SIGN = {"greater": ">", "less": "<", "not_worse": "not below"}
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _spread(summary: Summary, seeds: int) -> str:
+    text = number(summary.mean)
+    if summary.sd is not None:
+        text += f" ± {number(summary.sd)}"
+    return text if summary.n == seeds else f"{text} (n = {summary.n})"
+
+
+def _pivot(title: str, note: str, cells: dict[str, str]) -> Grid:
+    columns = list(dict.fromkeys(cell.rpartition("/")[2] for cell in cells))
+    rows: dict[str, dict[str, str]] = {}
+    for cell, text in cells.items():
+        row = " ".join(cell.split("/")[1:-1])
+        rows.setdefault(row, {})[cell.rpartition("/")[2]] = text
+    if len(columns) > WIDE:
+        body = [[column, *(row.get(column, "") for row in rows.values())] for column in columns]
+        return Grid(title, note, ["", *rows], body)
+    return Grid(title, note, ["", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])

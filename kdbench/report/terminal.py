@@ -1,0 +1,89 @@
+"""A result on the terminal: the paper's table, the measured one, a verdict per claim, the ledger, where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kdbench.paper import Deviation
+from kdbench.report.grids import Grid, conditions, measured_grids, reported_grids
+from kdbench.result import Reproduction
+
+__all__ = ["COLOURS", "show_deviations", "show_grid", "show_result"]
+
+COLOURS = {
+    "reproduced": "green",
+    "supported": "green",
+    "exceeds": "green",
+    "not reproduced": "red",
+    "contradicted": "red",
+    "smaller than the margin": "yellow",
+}
+
+
+def show_result(console: Console, result: Reproduction) -> None:
+    """Everything that a run has to say."""
+    run = result.run
+    console.print()
+    console.rule(f"{escape(run.facts.title)} ({escape(run.facts.venue)})", align="left")
+    touched = {cell.partition("/")[0] for claim in run.facts.claims for cell in claim.cells()}
+    for grid in reported_grids(table for table in run.facts.tables if table.id in touched and table.comparable):
+        show_grid(console, grid, "The paper", "magenta")
+    for grid in measured_grids(result):
+        show_grid(console, grid, "Measured", "cyan")
+    _show_verdicts(console, result)
+    show_deviations(console, run.facts.deviations, run.request.protocol)
+    for failure in run.failures:
+        console.print(f"[red]failed[/] {escape(failure.label)}: {escape(failure.cause)}")
+        if failure.skipped:
+            console.print(f"       {failure.skipped} stages that need it were not run")
+    reused = sum(stage.reused for stage in run.stages)
+    console.print(
+        f"{len(run.stages)} stages, {reused} of them reused, in {run.seconds:.1f} s. "
+        f"Run [bold]{escape(run.id)}[/] is kept in"
+    )
+    console.print(f"{escape(str(result.path))}", soft_wrap=True)
+    console.print(f"Read it again: kdbench report {escape(run.id)}", soft_wrap=True)
+
+
+def show_grid(console: Console, grid: Grid, who: str, colour: str) -> None:
+    """One table under its title, the note below it."""
+    console.print(f"[bold {colour}]{who}[/]: {escape(grid.title)}")
+    if grid.rows:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for index, column in enumerate(grid.columns):
+            table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for row in grid.rows:
+            table.add_row(*(escape(text) for text in row))
+        console.print(table)
+    console.print(f"[dim]{escape(grid.note)}[/]")
+    console.print()
+
+
+def show_deviations(console: Console, deviations: Iterable[Deviation], protocol: str) -> None:
+    """The ledger lines that apply, each with what it does to the number."""
+    lines = list(deviations)
+    if not lines:
+        return
+    console.print(f"[bold]Deviations that apply[/] ({len(lines)}; this run reads the recipe as '{protocol}')")
+    for line in lines:
+        here = line.here or getattr(line, protocol)
+        console.print(f"  [bold]{escape(line.id)}[/] {escape(line.item)}: {escape(here)}", highlight=False)
+        console.print(f"    [dim]{escape(line.effect)}[/]", highlight=False)
+    console.print()
+
+
+def _show_verdicts(console: Console, result: Reproduction) -> None:
+    console.print(f"[bold]Verdicts[/] [dim]({escape(conditions(result))})[/]")
+    for verdict in result.claim_verdicts():
+        colour = COLOURS.get(verdict.gain_word, "bold")
+        console.print(f"  [bold]{verdict.claim}[/] {escape(verdict.title)}", highlight=False)
+        console.print(f"     gain:  [{colour}]{verdict.gain_phrase}[/]. {escape(verdict.sentence)}", highlight=False)
+        colour = COLOURS.get(verdict.value_word, "bold")
+        # The full reason is the same for most claims; 'not comparable' always says why.
+        console.print(f"     value: [{colour}]{verdict.value_word}[/]: {escape(verdict.value_reason)}", highlight=False)
+    console.print()

@@ -1,0 +1,125 @@
+"""Train one network, from its labels or from a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdbench.component import pack
+from kdbench.data.base import DataRef
+from kdbench.networks.base import Network
+from kdbench.record import Outcome
+from kdbench.stage import WEIGHTS, Stage, Work
+from kdbench.training.objectives import CrossEntropy, Objective
+from kdbench.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kdbench.data.base import Split
+    from kdbench.training import loop
+
+__all__ = ["HOLDOUT_SEED", "Train", "splits_of"]
+
+HOLDOUT_SEED = 0
+"""The validation split is the same for every seed of a study: seeds vary the training, not the data."""
+
+
+class Train(Stage, frozen=True):
+    """Train ``network`` by ``recipe`` on ``objective``; with an input ``teacher`` the objective sees its logits.
+
+    ``restart`` numbers repeated trials of one seed: another initialisation and order, equal in everything else.
+    """
+
+    network: Network
+    recipe: Recipe
+    objective: Objective = CrossEntropy()
+    restart: int = 0
+
+    def price(self, data: DataRef) -> float:
+        macs = self.network.cost(data.input_shape, data.num_classes).macs
+        return 3.0 * macs * data.sizes["train"] * (1 - self.recipe.holdout) * self.recipe.epochs
+
+    def run(self, work: Work) -> Outcome:
+        import torch
+
+        from kdbench.training.evaluate import evaluate
+        from kdbench.training.loop import fit
+        from kdbench.training.model import build_model
+        from kdbench.training.seeds import derive_seed
+
+        splits = splits_of(work, self.recipe.holdout)
+        mean, std = _statistics(self.recipe, splits["train"])
+        seed = derive_seed(work.seed, self.restart)
+        torch.manual_seed(derive_seed(seed, "init", self.network.name))
+        model = build_model(self.network, work.spec.data, mean, std).to(work.device)
+        history = fit(
+            model,
+            splits["train"],
+            self.recipe,
+            self.objective,
+            seed=seed,
+            checkpoints=work,
+            teacher=_teacher(work, splits["train"]) if "teacher" in work.spec.inputs else None,
+            selection=None if self.recipe.selection == "last" else splits[self.recipe.selection],
+        )
+        work.save_tensors(WEIGHTS, model.state_dict())
+        metrics = {
+            f"{name}.{metric}": value
+            for name in ("validation", "test")
+            if name in splits
+            for metric, value in evaluate(model, splits[name]).items()
+        }
+        notes = {
+            "network": pack(self.network),
+            "mean": mean,
+            "std": std,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "recipe": pack(self.recipe),
+            "selected_epoch": history.selected_epoch,
+        }
+        return Outcome(metrics=metrics, curves=history.curves, notes=notes)
+
+
+def splits_of(work: Work, holdout: float) -> dict[str, Split]:
+    """``train``, ``test`` and, with a holdout, ``validation``, on the stage's device."""
+    from kdbench.data import holdout as hold_out
+    from kdbench.data.base import Split
+
+    data = work.data()
+    splits = {"train": data["train"], "test": data["test"]}
+    if holdout > 0:
+        kept, held = hold_out(data["train"].labels, holdout, HOLDOUT_SEED)
+        splits["train"] = Split(data["train"].inputs[kept], data["train"].labels[kept])
+        splits["validation"] = Split(data["train"].inputs[held], data["train"].labels[held])
+    return {name: Split(split.inputs.to(work.device), split.labels.to(work.device)) for name, split in splits.items()}
+
+
+def _statistics(recipe: Recipe, train: Split) -> tuple[list[float], list[float]]:
+    from kdbench.data import channel_statistics
+
+    channels = train.inputs.shape[1]
+    if recipe.statistics == "data":
+        mean, std = channel_statistics(train)
+        return list(mean), list(std)
+    if recipe.statistics == "none":
+        return [0.0] * channels, [1.0] * channels
+    half = len(recipe.statistics) // 2
+    return list(recipe.statistics[:half]), list(recipe.statistics[half:])
+
+
+def _teacher(work: Work, train: Split) -> loop.Teacher:
+    """Cached logits where the teacher stage left them (inputs never change), the frozen network itself otherwise."""
+    import torch
+
+    from kdbench.stages.teacher import LOGITS
+
+    stage = work.input("teacher")
+    if LOGITS in stage.record.files:
+        table = stage.tensors(LOGITS)["train"].to(work.device)
+        return lambda inputs, indices: table[indices]
+    model = stage.model(work)
+
+    def live(inputs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = model(inputs)
+        return logits
+
+    return live

@@ -1,0 +1,224 @@
+"""How a plugin writes its study: straight-line Python that calls stages lazily and yields measurements.
+
+    def reproduce(lab):
+        for seed in lab.seeds:
+            teacher = lab.train("plain10", seed=seed, recipe=RECIPE)
+            student = lab.distil("plain2", teacher, seed=seed, recipe=RECIPE, objective=KD)
+            yield lab.measure("table1/cnn/cifar10/BLKD", student.accuracy, seed=seed)
+
+Nothing is trained here: every call adds a node, and equal nodes are one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+from kdbench.code import code_version
+from kdbench.component import pack
+from kdbench.data.base import DataRef
+from kdbench.networks.base import Network
+from kdbench.paper import Paper
+from kdbench.record import Record
+from kdbench.stage import Spec, Stage
+from kdbench.stages import Agreement, Choose, Teacher, Train
+from kdbench.training import CrossEntropy, Objective, Recipe
+
+__all__ = ["Lab", "Measurement", "Node", "Quantity", "derive"]
+
+
+class Quantity:
+    """A number that will exist once its stages have run: a metric of one stage, or a function of quantities."""
+
+    def __init__(self, name: str, nodes: Sequence[Node], read: Callable[[dict[str, Record]], float]) -> None:
+        self.name = name
+        self.nodes = tuple(nodes)
+        self.read = read
+
+
+def derive(name: str, function: Callable[..., float], *quantities: Quantity) -> Quantity:
+    """A quantity computed from others once all of them are known, for instance a relative gain."""
+    nodes = [node for quantity in quantities for node in quantity.nodes]
+    return Quantity(name, nodes, lambda records: function(*(quantity.read(records) for quantity in quantities)))
+
+
+class Node:
+    """A stage that is planned, not run: the handle that a study passes on as teacher, trial or measured network."""
+
+    def __init__(self, spec: Spec, network: Network | None, inputs: dict[str, Node]) -> None:
+        self.spec = spec
+        self.network = network
+        self.inputs = inputs
+
+    def metric(self, name: str) -> Quantity:
+        """A metric of the stage's record, for instance ``test.nll`` or ``train.entropy``."""
+        key = self.spec.hash
+        return Quantity(name, [self], lambda records: records[key].metrics[name])
+
+    @property
+    def accuracy(self) -> Quantity:
+        """Top-1 accuracy on the test split, percent."""
+        return self.metric("test.accuracy")
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """One seed's value of one cell."""
+
+    cell: str
+    seed: int
+    quantity: Quantity
+
+
+class Lab:
+    """What a study is given: the axes of this run, and the calls that add stages.
+
+    Attributes
+    ----------
+    seeds : the seeds to repeat everything for.
+    tier, protocol, dataset : the run's axes, as words.
+    data : the data found for this run.
+    """
+
+    def __init__(
+        self,
+        paper: Paper,
+        *,
+        tier: str,
+        protocol: str,
+        data: DataRef,
+        seeds: Sequence[int],
+        networks: dict[str, Network],
+        device: str = "cpu",
+        threads: int = 1,
+    ) -> None:
+        self.paper = paper
+        self.tier = tier
+        self.protocol = protocol
+        self.data = data
+        self.dataset = data.dataset
+        self.seeds = tuple(seeds)
+        self.device = device
+        self.threads = threads
+        self.networks = networks
+        self.axes: dict[str, tuple[str, ...]] = {"dataset": (data.dataset,)}
+        self._nodes: dict[str, Node] = {}
+
+    def axis(self, name: str, *values: str) -> tuple[str, ...]:
+        """Declare an axis that cell names in claims mention as ``{name}``, with its values in this run."""
+        self.axes[name] = values
+        return values
+
+    def train(
+        self, network: str | Network, *, seed: int, recipe: Recipe, restart: int = 0, label: str | None = None
+    ) -> Node:
+        """Train a network on the labels."""
+        net = self._network(network)
+        stage = Train(network=net, recipe=recipe, objective=CrossEntropy(), restart=restart)
+        return self.stage(stage, seed=seed, label=label or f"train {net.name}{_trial(restart)}", network=net)
+
+    def distil(
+        self,
+        student: str | Network,
+        teacher: Node,
+        *,
+        seed: int,
+        recipe: Recipe,
+        objective: Objective,
+        restart: int = 0,
+        label: str | None = None,
+    ) -> Node:
+        """Train ``student`` from ``teacher``, a node that leaves a network. The teacher is gated first, and frozen."""
+        net = self._network(student)
+        stage = Train(network=net, recipe=recipe, objective=objective, restart=restart)
+        label = label or f"distil {net.name} from {_chain(teacher)}{_trial(restart)}"
+        return self.stage(stage, seed=seed, inputs={"teacher": self.teacher(teacher, recipe)}, label=label, network=net)
+
+    def teacher(self, node: Node, recipe: Recipe) -> Node:
+        """The node as a teacher under ``recipe``: gated, and its training logits cached if inputs never change."""
+        assert node.network is not None, "only a stage that leaves a network can teach"
+        gate = self.paper.gate(node.network.name, dataset=self.dataset, tier=self.tier, protocol=self.protocol)
+        stage = Teacher(
+            floor=None if gate is None else gate.claimed - gate.tolerance,
+            cache=recipe.augmentation == "none",
+            holdout=recipe.holdout,
+        )
+        return self.stage(
+            stage,
+            seed=node.spec.seed,
+            inputs={"network": node},
+            label=f"teacher {_chain(node)}",
+            network=node.network,
+        )
+
+    def choose(self, trials: Sequence[Node], *, by: Literal["validation", "test"]) -> Node:
+        """The best of several trials by one split's accuracy; one trial is itself."""
+        if len(trials) == 1:
+            return trials[0]
+        inputs = {str(number): trial for number, trial in enumerate(trials)}
+        label = f"best of {len(trials)}: {trials[0].spec.label.partition(' seed ')[0]}"
+        return self.stage(
+            Choose(by=by), seed=trials[0].spec.seed, inputs=inputs, label=label, network=trials[0].network
+        )
+
+    def agreement(self, student: Node, teacher: Node, recipe: Recipe) -> Node:
+        """How well ``student`` mimics ``teacher`` on training and test inputs."""
+        return self.stage(
+            Agreement(holdout=recipe.holdout),
+            seed=student.spec.seed,
+            inputs={"student": student, "teacher": teacher},
+            label=f"agreement {_chain(student)} with {_chain(teacher)}",
+        )
+
+    def stage(
+        self,
+        stage: Stage,
+        *,
+        seed: int,
+        label: str,
+        inputs: dict[str, Node] | None = None,
+        network: Network | None = None,
+    ) -> Node:
+        """Add any stage; an equal one that is already there is returned instead."""
+        packed = pack(stage)
+        spec = Spec(
+            stage=packed,
+            seed=seed,
+            tier=self.tier,
+            device=self.device,
+            threads=self.threads,
+            code=code_version(packed),
+            data=self.data,
+            inputs={role: node.spec.hash for role, node in (inputs or {}).items()},
+            label=f"{label} seed {seed}",
+        )
+        return self._nodes.setdefault(spec.hash, Node(spec, network, inputs or {}))
+
+    def measure(self, cell: str, quantity: Quantity, *, seed: int) -> Measurement:
+        """One seed's value of a cell; what a study yields."""
+        return Measurement(cell, seed, quantity)
+
+    def _network(self, network: str | Network) -> Network:
+        if isinstance(network, Network):
+            return network
+        from kdbench.errors import unknown
+
+        if network not in self.networks:
+            raise unknown("network", network, self.networks)
+        return self.networks[network]
+
+
+def _chain(node: Node) -> str:
+    """``plain10-plain4``: the way knowledge took to this node."""
+    name = node.network.name if node.network is not None else node.spec.label
+    source = node.inputs.get("teacher") or node.inputs.get("0")
+    if source is None:
+        return name
+    if "teacher" in node.inputs:
+        return f"{_chain(source.inputs['network'])}-{name}"
+    return _chain(source)
+
+
+def _trial(restart: int) -> str:
+    return f" trial {restart + 1}" if restart else ""

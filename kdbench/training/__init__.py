@@ -1,0 +1,16 @@
+"""The one training loop and the values that describe a run of it. Importing this package does not import torch."""
+
+from kdbench.training.objectives import CrossEntropy, Distillation, Objective
+from kdbench.training.recipe import SGD, Constant, Milestones, OneCycle, Recipe, Schedule
+
+__all__ = [
+    "SGD",
+    "Constant",
+    "CrossEntropy",
+    "Distillation",
+    "Milestones",
+    "Objective",
+    "OneCycle",
+    "Recipe",
+    "Schedule",
+]

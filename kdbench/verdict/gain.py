@@ -1,0 +1,177 @@
+"""The gain: one cell against another, paired by the seeds both have."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+from statsmodels.stats.power import TTestPower
+
+from kdbench.errors import KdbenchError
+from kdbench.paper import Comparison
+from kdbench.verdict.summary import Samples, finite, interval, p_above, p_below, spread
+
+__all__ = ["LEVEL", "POWER", "GainTest", "Outcome", "decide", "judge_gain", "seeds_needed"]
+
+LEVEL = 0.05
+"""Level of every one-sided test: how often a verdict may be wrong where the truth lies on its boundary."""
+
+POWER = 0.80
+"""Chance with which the advised number of seeds would decide."""
+
+Outcome = Literal["supported", "contradicted", "smaller than the margin", "not resolved", "not tested"]
+
+
+class GainTest(msgspec.Struct, frozen=True, kw_only=True):
+    """One comparison judged, all numbers in the unit of the metric; the gain is positive where ``left`` is favoured.
+
+    Attributes
+    ----------
+    left, right, relation : the comparison; for ``less`` the gain is right - left, otherwise left - right.
+    margin : the gain (for ``not_worse``: the loss) that would matter.
+    n : seeds that both cells have; ``left_mean``, ``right_mean``, ``gain`` and ``sd`` are taken over these.
+    gain, sd : mean and standard deviation of the paired differences; None without pairs, or for ``sd`` with one.
+    low, high : two-sided 90 % t interval of the gain, which holds the same decisions as the two tests below.
+    p_support : one-sided paired t-test, H0: gain <= 0 (``not_worse``: gain <= -margin).
+    p_contradict : the same the other way, H0: gain >= margin (``not_worse``: gain >= 0).
+    outcome : see :func:`decide`; at 5 %, for this comparison alone.
+    more_seeds : paired seeds to add until a gain of ``margin`` is told from 0, see :func:`seeds_needed`. None where
+        the outcome is decided, where no margin or spread is known, or where n already suffices: the true gain may
+        then lie between 0 and the margin, which more seeds of this design are not made to decide.
+
+    Notes
+    -----
+    The interval and both p are None with fewer than two pairs, and where all paired differences are equal: few seeds
+    and a coarse metric make equal differences by chance, and a t-test would call them certain.
+    """
+
+    left: str
+    right: str
+    relation: Literal["greater", "less", "not_worse"]
+    margin: float
+    n: int
+    left_mean: float | None = None
+    right_mean: float | None = None
+    gain: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_support: float | None = None
+    p_contradict: float | None = None
+    outcome: Outcome = "not tested"
+    more_seeds: int | None = None
+
+
+def judge_gain(comparison: Comparison, samples: Samples, *, margin: float) -> GainTest:
+    """Judge one comparison.
+
+    Parameters
+    ----------
+    comparison : left and right cell, and the relation claimed. Its own margin, where it has one, comes first.
+    samples : measured values by cell and seed. Seeds that one cell lacks, or whose value is not finite, are left out.
+    margin : the claim's margin, in the unit of the metric.
+
+    Raises
+    ------
+    KdbenchError : the margin is negative or not finite.
+    """
+    margin = margin if comparison.margin is None else comparison.margin
+    if not (math.isfinite(margin) and margin >= 0):
+        raise KdbenchError(
+            f"the margin {margin} is not a size",
+            where=f"{comparison.left} against {comparison.right}",
+            cure="declare a margin of 0 or more, in the unit of the metric",
+        )
+    left, right = _paired(samples.get(comparison.left, {}), samples.get(comparison.right, {}))
+    test = GainTest(
+        left=comparison.left, right=comparison.right, relation=comparison.relation, margin=margin, n=left.size
+    )
+    if left.size == 0:
+        return test
+    gains = right - left if comparison.relation == "less" else left - right
+    scale = float(max(np.abs(left).max(), np.abs(right).max()))
+    sd = spread(gains, scale=scale)
+    test = msgspec.structs.replace(
+        test,
+        left_mean=float(left.mean()),
+        right_mean=float(right.mean()),
+        gain=float(gains.mean()),
+        sd=sd,
+        outcome="not resolved",
+    )
+    if not sd:
+        return test
+    # A gain that matters runs from 0 to the margin; for "not worse" the same width lies on the side of the losses.
+    floor, ceiling = (-margin, 0.0) if comparison.relation == "not_worse" else (0.0, margin)
+    p_support, p_contradict = p_above(gains, floor), p_below(gains, ceiling)
+    outcome = decide(p_support, p_contradict)
+    low, high = interval(gains, 1.0 - 2.0 * LEVEL)
+    return msgspec.structs.replace(
+        test,
+        low=low,
+        high=high,
+        p_support=p_support,
+        p_contradict=p_contradict,
+        outcome=outcome,
+        more_seeds=_more(seeds_needed(sd, margin), gains.size) if outcome == "not resolved" else None,
+    )
+
+
+def decide(p_support: float | None, p_contradict: float | None) -> Outcome:
+    """The word for a pair of one-sided tests at the 5 % level.
+
+    Both can be significant at once: the gain is then real (above 0) and yet below the margin that was declared to
+    matter. Neither "supported" nor "contradicted" would be honest, so this has its own word, ``smaller than the
+    margin``. (For ``not_worse`` it reads: a real loss, below the margin.)
+    """
+    supported = p_support is not None and p_support <= LEVEL
+    contradicted = p_contradict is not None and p_contradict <= LEVEL
+    if supported and contradicted:
+        return "smaller than the margin"
+    if supported:
+        return "supported"
+    return "contradicted" if contradicted else "not resolved"
+
+
+def seeds_needed(sd: float | None, margin: float, *, level: float = LEVEL) -> int | None:
+    """Paired seeds, in all, that tell a gain of ``margin`` from 0 with 80 % power in a one-sided paired t-test.
+
+    Parameters
+    ----------
+    sd : standard deviation of the paired differences, as observed.
+    margin : the gain that would matter, in the same unit.
+    level : level of the test, smaller where several comparisons share the 5 %.
+
+    Returns
+    -------
+    int or None : None where it cannot be said, because the margin is 0 or the spread is unknown or 0.
+
+    Notes
+    -----
+    This is for planning the next run. Every test here holds its level for a number of seeds fixed beforehand; adding
+    seeds one by one until the word pleases does not.
+    """
+    if not sd or margin <= 0:
+        return None
+    power = TTestPower()
+    effect = margin / sd
+    if power.power(effect, 2, level, alternative="larger") >= POWER:
+        return 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a search that does not converge answers NaN, which is dealt with here
+        seeds = float(np.squeeze(power.solve_power(effect, power=POWER, alpha=level, alternative="larger")))
+    return math.ceil(seeds) if math.isfinite(seeds) else None
+
+
+def _more(needed: int | None, n: int) -> int | None:
+    return needed - n if needed is not None and needed > n else None
+
+
+def _paired(left: Mapping[int, float], right: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    # Sorted, because a sum of floats depends on its order and the order of seeds must not matter.
+    seeds = sorted(s for s in left.keys() & right.keys() if math.isfinite(left[s]) and math.isfinite(right[s]))
+    return finite(left[s] for s in seeds), finite(right[s] for s in seeds)

@@ -1,0 +1,220 @@
+"""Verdicts in plain English, one line each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kdbench.verdict.gain import GainTest, Outcome
+from kdbench.verdict.summary import Samples
+from kdbench.verdict.value import ValueTest, ValueWord
+
+__all__ = ["of_claim", "of_gain", "of_values", "short_names", "unmeasured"]
+
+Grouped = Sequence[Sequence[GainTest]]
+
+_LISTED = 3
+
+
+def short_names(left: str, right: str) -> tuple[str, str]:
+    """Two cell names without the parts they share: ``t1/cnn/TAKD``, ``t1/cnn/BLKD`` become ``TAKD``, ``BLKD``."""
+    ours, theirs = left.split("/"), right.split("/")
+    while ours and theirs and ours[0] == theirs[0]:
+        ours, theirs = ours[1:], theirs[1:]
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours, theirs = ours[:-1], theirs[:-1]
+    return ("/".join(ours), "/".join(theirs)) if ours and theirs else (left, right)
+
+
+def unmeasured(tests: Grouped, samples: Samples) -> str:
+    """Why nothing of the claim could be compared; empty if something could."""
+    flat = [test for alternative in tests for test in alternative]
+    if any(test.n for test in flat):
+        return ""
+    cells = dict.fromkeys(cell for test in flat for cell in (test.left, test.right))
+    absent = [cell for cell in cells if cell not in samples]
+    if absent:
+        return f"not measured at this tier: {_listed(absent)}"
+    void = [cell for cell in cells if not any(math.isfinite(value) for value in samples[cell].values())]
+    return f"no seed finished: {_listed(void)}" if void else "no two cells that it compares share a seed"
+
+
+def of_claim(
+    outcome: Outcome,
+    tests: Grouped,
+    ps: tuple[float | None, float | None],
+    more_seeds: int | None,
+    *,
+    unit: str,
+    seeds: int,
+) -> str:
+    """The claim in one line: the comparison that decides it, and what stands in the way where none does.
+
+    Parameters
+    ----------
+    outcome, tests, more_seeds : as in :class:`kdbench.verdict.claim.ClaimVerdict`.
+    ps : p of the whole claim, for support and for contradiction.
+    unit : of the metric, for instance ``%``.
+    seeds : how many were planned.
+    """
+    flat = [test for alternative in tests for test in alternative]
+    names = _names(flat)
+    chosen = _deciding(outcome, tests)
+    test = flat[chosen]
+    line = of_gain(test, unit=unit, seeds=seeds, names=names[chosen])
+    if len(flat) > 1:
+        line = f"of {len(flat)} comparisons the deciding one: {line}"
+    missing = [" against ".join(pair) for pair, other in zip(names, flat, strict=True) if other.n == 0]
+    if missing:
+        line += f"; without a result: {_listed(missing)}"
+    else:
+        line += _what_the_whole_lacks(outcome, test.outcome, ps)
+    if outcome != "not resolved":
+        return line
+    if more_seeds is not None:
+        return f"{line}; about {more_seeds} more seed{'s' if more_seeds > 1 else ''} would decide"
+    return line + _why_no_count(test, unit)
+
+
+def of_gain(test: GainTest, *, unit: str, seeds: int | None = None, names: tuple[str, str] | None = None) -> str:
+    """One comparison in one line: the gain, its interval and what the interval says about it.
+
+    Parameters
+    ----------
+    test : the comparison judged.
+    unit : of the metric, for instance ``%``.
+    seeds : how many were planned; where fewer pairs could be used, the line says so.
+    names : what to call left and right; by default :func:`short_names`.
+    """
+    left, right = names or short_names(test.left, test.right)
+    if test.relation == "less":
+        left, right = right, left
+    if test.gain is None:
+        return f"{left} - {right}: no seed has both"
+    digits = _digits(test.sd, test.margin)
+    n = f"n={test.n}" if seeds is None or test.n >= seeds else f"n={test.n} of {seeds} seeds"
+    head = f"{left} - {right} = {_signed(test.gain, digits)}{_spaced(unit)}"
+    if test.n == 1:
+        return f"{head} ({n}): one seed has no spread to test with"
+    if test.low is None or test.high is None:
+        return f"{head} ({n}): every seed gave the same difference, so there is no spread to test with"
+    between = f"90 % CI {_signed(test.low, digits)} to {_signed(test.high, digits)}"
+    return f"{head} ({between}, {n}): {_reading(test, unit)}"
+
+
+def of_values(
+    word: ValueWord, tests: Sequence[ValueTest], not_comparable: Sequence[str], why_not_tested: str, unit: str
+) -> str:
+    """Why the claim's value word is what it is: the cells that decide it, or what stands in the way."""
+    if word == "not comparable":
+        return "; ".join(not_comparable)
+    if word == "no reported number":
+        return "the paper reports no number for these cells, or it was never read"
+    if word == "not tested":
+        return why_not_tested or "none of the reported cells was measured"
+    lines = [_of_value(test, unit) for test in tests if test.word == word]
+    return _listed(lines, between="; ")
+
+
+def _of_value(test: ValueTest, unit: str) -> str:
+    if test.mean is None:
+        return f"{test.cell}: {', '.join(test.reasons)}"
+    digits = _digits(None, test.margin)
+    pair = f"{test.cell}: {test.mean:.{digits}f} against {test.target:g}{_spaced(unit)}"
+    if test.low is None or test.high is None:
+        return f"{pair} (n={test.n}, {', '.join(test.reasons)})"
+    between = f"90 % CI of the difference {_signed(test.low, digits)} to {_signed(test.high, digits)}"
+    return f"{pair} ({between}, margin {test.margin:g}, n={test.n})"
+
+
+def _deciding(outcome: Outcome, tests: Grouped) -> int:
+    """Position, in the flat list, of the weakest link of the strongest alternative.
+
+    For a contradiction: of the clearest break in the least broken alternative.
+    """
+    flat = [test for alternative in tests for test in alternative]
+    positions = iter(range(len(flat)))
+    groups = [[next(positions) for _ in alternative] for alternative in tests]
+    # A whole alternative comes before one with gaps, which cannot come to hold.
+    whole = [group for group in groups if all(flat[i].n for i in group)]
+    measured = whole or [kept for group in groups if (kept := [i for i in group if flat[i].n])]
+    against = {i: _p(test.p_contradict) for i, test in enumerate(flat)}
+    support = {i: _p(test.p_support) for i, test in enumerate(flat)}
+    if outcome == "contradicted":
+        group = max(groups, key=lambda group: len(group) * min(against[i] for i in group))
+        return min(group, key=against.__getitem__)
+    group = min(measured, key=lambda group: max(support[i] for i in group))
+    if outcome == "smaller than the margin":
+        return min(group, key=against.__getitem__)
+    return max(group, key=support.__getitem__)
+
+
+def _names(tests: Sequence[GainTest]) -> list[tuple[str, str]]:
+    """What to call the two cells of each comparison: short, yet no two comparisons alike."""
+    short = [short_names(test.left, test.right) for test in tests]
+    if len(set(short)) == len(short):
+        return short
+    cells = [cell.split("/") for test in tests for cell in (test.left, test.right)]
+    shared = next((i for i, parts in enumerate(zip(*cells, strict=False)) if len(set(parts)) > 1), 0)
+    return [("/".join(test.left.split("/")[shared:]), "/".join(test.right.split("/")[shared:])) for test in tests]
+
+
+def _what_the_whole_lacks(whole: Outcome, one: Outcome, ps: tuple[float | None, float | None]) -> str:
+    """Says so where a comparison is significant alone and the claim, with more to answer for, is not."""
+    lines = ""
+    for words, preposition, p in (
+        (("supported", "smaller than the margin"), "for", ps[0]),
+        (("contradicted", "smaller than the margin"), "against", ps[1]),
+    ):
+        if one in words and whole not in words and p is not None:
+            lines += f"; not enough {preposition} the whole claim (p = {p:.2g})"
+    return lines
+
+
+def _reading(test: GainTest, unit: str) -> str:
+    size = f"{test.margin:g}{_spaced(unit)}"
+    loss = test.relation == "not_worse"
+    if test.outcome == "smaller than the margin":
+        return f"a real {'loss' if loss else 'gain'}, but smaller than the {size} that would matter"
+    if test.outcome == "supported":
+        return f"the interval rules out a loss of {size}" if loss else "the interval lies above 0"
+    if test.outcome == "contradicted":
+        below_zero = test.high is not None and test.high < 0
+        return "the interval lies below 0" if below_zero else f"the interval rules out a gain of {size}"
+    if test.margin == 0:
+        return "the interval holds 0"
+    return f"the interval holds both 0 and the {'loss of ' if loss else ''}{size} that would matter"
+
+
+def _why_no_count(test: GainTest, unit: str) -> str:
+    if test.outcome != "not resolved" or not test.sd:
+        return ""
+    if test.margin == 0:
+        return "; no margin is declared, so it cannot be said how many more seeds would decide"
+    return f"; {test.n} seeds are enough to tell {test.margin:g}{_spaced(unit)} from 0, so the truth may lie between"
+
+
+def _p(p: float | None) -> float:
+    return 1.0 if p is None else p
+
+
+def _digits(sd: float | None, margin: float) -> int:
+    """Decimals that show two figures of the spread: accuracies in per cent keep two, small losses get more."""
+    sizes = [size for size in (sd, margin) if size]
+    return min(8, max(2, 1 - math.floor(math.log10(min(sizes))))) if sizes else 2
+
+
+def _signed(value: float, digits: int) -> str:
+    # Adding 0.0 turns a rounded -0.0 into 0.0, which would print as "-0.00".
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def _spaced(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _listed(items: Sequence[str], *, between: str = ", ") -> str:
+    shown = list(items[:_LISTED])
+    if len(items) > _LISTED:
+        shown.append(f"and {len(items) - _LISTED} more")
+    return between.join(shown)
