@@ -5,7 +5,7 @@ For student logits ``s``, teacher logits ``t``, labels ``y`` and temperature ``T
     L = (1 - alpha) * CE(s, y) + alpha * T^2 * KL(softmax(t / T) || softmax(s / T))
 
 Temperature and alpha have no default: silent defaults are how two runs of "the same" recipe come to differ.
-Gradients flow to the student only and exist to first order.
+Gradients flow to the student only. They exist to first order: differentiating them again is an error.
 
 Reductions over N rows of C classes:
 

@@ -37,11 +37,10 @@ def main() -> None:
         try:
             execute(folder)
         except KdbenchError as error:
-            answer = {"what": error.what, "where": error.where, "cure": error.cure}
+            answer = {"what": error.what, "where": error.where, "cure": error.cure, "trace": traceback.format_exc()}
         except BaseException as error:
-            answer = {"what": f"{type(error).__name__}: {error}", "where": str(folder), "cure": None}
-        if answer:
-            answer["trace"] = traceback.format_exc()
+            what = f"{type(error).__name__}: {error}"
+            answer = {"what": what, "where": str(folder), "cure": None, "trace": traceback.format_exc()}
         answers.write(msgspec.json.encode(answer) + b"\n")
         answers.flush()
 

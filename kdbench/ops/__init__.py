@@ -60,7 +60,8 @@ def build_info() -> dict[str, Any]:
         ``built`` (bool), ``reason`` (str or None: why the compiled kernels cannot be used), ``compiler`` (str or
         None), ``openmp`` (bool or None: whether they can use several threads), ``path`` (str or None: the compiled
         file), ``sources`` (str: version of the kernels' sources), ``commit`` (str: what the package was built from,
-        with a ``+`` behind it where the tree held more). A module that lies there but does not load is found out only once torch is imported.
+        with a ``+`` behind it where the tree held more). A module that lies there but does not load is found out only
+        once torch is imported.
     """
     record = _build_record()
     reason = _why_unusable()

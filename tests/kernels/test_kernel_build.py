@@ -72,7 +72,7 @@ def test_the_extension_can_be_required(tmp_path, why):
 def test_asking_about_the_build_does_not_import_torch():
     program = (
         "import sys, kdbench.ops as ops; info = ops.build_info(); ops.implementation();"
-        "assert set(info) == {'built', 'reason', 'compiler', 'openmp', 'path'}, info;"
+        "assert set(info) >= {'built', 'reason', 'compiler', 'openmp', 'path'}, info;"
         "assert info['built'] or info['reason'];"
         "assert 'torch' not in sys.modules and 'kdbench.ops._native' not in sys.modules"
     )

@@ -91,6 +91,15 @@ def test_huge_logits_stay_finite(implementation):
     torch.testing.assert_close(got, exact(student, teacher, labels, temperature=4.0, alpha=0.5), rtol=1e-9, atol=1e-9)
 
 
+def test_a_confident_student_loses_no_digits(native):
+    student, _, labels = batch(4, 11)
+    student[torch.arange(4), labels] += 12.0
+    got = value_and_gradient(lambda s: cross_entropy(s, labels), student)
+    want = value_and_gradient(lambda s: F.cross_entropy(s, labels), student.double())
+    torch.testing.assert_close(got[0].double(), want[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(got[1].double(), want[1], rtol=2e-6, atol=0)
+
+
 def test_one_class_carries_no_information(implementation):
     student, teacher, labels = batch(5, 1, spread=100.0)
     loss, gradient = value_and_gradient(
