@@ -11,12 +11,23 @@ from kdbench.component import load_object
 from kdbench.data import DataRef, dataset
 from kdbench.networks import Plain
 from kdbench.paper import Claim, Comparison, Paper, Protocol, ReportedCell, ReportedTable
+from kdbench.record import Outcome
+from kdbench.stage import Stage, Work
 from kdbench.study import Lab, Measurement
 from kdbench.training import SGD, Distillation, Recipe
 
 TEACHER, STUDENT = Plain(size=4, width=0.5), Plain(size=2, width=0.5)
 RECIPE = Recipe(epochs=2, optimizer=SGD(lr=0.05), statistics="none", holdout=0.1)
 OBJECTIVE = Distillation(temperature=4.0, alpha=0.9)
+
+
+class Nothing(Stage, frozen=True):
+    """A stage without work; ``number`` keeps them apart."""
+
+    number: int
+
+    def run(self, work: Work) -> Outcome:
+        return Outcome(metrics={"test.accuracy": float(self.number)})
 
 
 def study(lab: Lab) -> Iterator[Measurement]:

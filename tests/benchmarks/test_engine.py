@@ -10,21 +10,10 @@ import pytest
 from kdbench.api import Silent
 from kdbench.executors.local import LocalExecutor
 from kdbench.plan import Plan
-from kdbench.record import Outcome
 from kdbench.run import drive
-from kdbench.stage import Stage, Work
 from kdbench.store import Store
 
-from toy_paper import toy_lab  # isort: skip
-
-
-class Nothing(Stage, frozen=True):
-    """A stage without work; ``number`` keeps them apart."""
-
-    number: int
-
-    def run(self, work: Work) -> Outcome:
-        return Outcome(metrics={"test.accuracy": 0.0})
+from toy_paper import Nothing, toy_lab  # isort: skip
 
 
 STAGES = 40
@@ -35,7 +24,7 @@ def test_overhead_of_a_stage(benchmark: Any, tmp_path: Path, monkeypatch: pytest
     lab = toy_lab()
     nodes = [lab.stage(Nothing(number=number), seed=0, label=f"nothing {number}") for number in range(STAGES)]
     plan = Plan(lab, (), [lab.measure(str(i), node.accuracy, seed=0) for i, node in enumerate(nodes)])
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the worker must find the stage's module
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # the worker must find the stage's module
     executor = LocalExecutor(workers=1)
     rounds = iter(range(1000))
 
