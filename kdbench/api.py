@@ -205,7 +205,7 @@ def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduct
         run.seconds = time.perf_counter() - started
         write_run(folder, run)
     reproduction = Reproduction(run, folder)
-    reproduction.traces = {failure.label: failure.trace for failure in results.failures}
+    reproduction.traces = {failure.hash: failure.trace for failure in results.failures}
     return reproduction
 
 

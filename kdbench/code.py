@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -47,8 +48,11 @@ def _kdbench() -> str:
 
 @cache
 def _module(name: str) -> bytes:
-    found = importlib.util.find_spec(name)
-    origin = found.origin if found else None
+    try:
+        found = importlib.util.find_spec(name)
+        origin = found.origin if found else None
+    except ValueError:  # __main__ of a script or a notebook has no spec, and not always a file
+        origin = getattr(sys.modules[name], "__file__", None)
     return name.encode() + (Path(origin).read_bytes() if origin else b"")
 
 

@@ -64,13 +64,24 @@ def unpack(data: dict[str, Any]) -> Any:
         if name not in hints:
             raise KdbenchError(f"'{data['type']}' has no field '{name}'", cure="was it written by another version?")
         fields[name] = _read(item, hints[name])
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a field without default is missing
+        raise KdbenchError(f"'{data['type']}': {error}", cure="was it written by another version?") from error
 
 
 def _read(item: Any, hint: Any) -> Any:
-    if isinstance(item, dict) and "type" in item and ":" in str(item["type"]):
+    if _is_packed(item):
         return unpack(item)
+    if isinstance(item, list) and any(_is_packed(part) for part in item):
+        return (list if typing.get_origin(hint) is list else tuple)(_read(part, Any) for part in item)
+    if isinstance(item, dict) and any(_is_packed(part) for part in item.values()):
+        return {key: _read(part, Any) for key, part in item.items()}
     try:
         return msgspec.convert(item, hint, strict=False)
     except msgspec.ValidationError as error:
         raise KdbenchError(f"a stage parameter does not fit its type: {error}") from error
+
+
+def _is_packed(item: Any) -> bool:
+    return isinstance(item, dict) and ":" in str(item.get("type", ""))

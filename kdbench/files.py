@@ -39,7 +39,7 @@ def digest_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn the disk's own refusals (full, read-only, no permission) into errors with a cure."""
+    """Turn the disk's own refusals (full, read-only, no permission, a file in the way) into errors with a cure."""
     try:
         yield
     except OSError as error:
@@ -47,7 +47,7 @@ def disk_errors(where: Path) -> Iterator[None]:
             raise KdbenchError(
                 "no space left on the disk", where=where, cure="free some space, or name another place with --store"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise KdbenchError(
                 f"cannot write: {error.strerror}", where=where, cure="name another place with --store"
             ) from error

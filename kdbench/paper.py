@@ -179,7 +179,8 @@ class Deviation(Fact, frozen=True):
 class Gate(Fact, frozen=True):
     """A teacher's own claimed accuracy (top-1 %), checked before anyone distils from it.
 
-    The teacher passes when it reaches ``claimed - tolerance``. Empty ``tiers`` or ``protocols`` means all.
+    It concerns teachers trained on the labels; a distilled assistant has no claimed accuracy of its own. The teacher
+    passes when it reaches ``claimed - tolerance``. Empty ``tiers`` or ``protocols`` means all.
     """
 
     network: str
@@ -278,7 +279,7 @@ class Paper(Fact, frozen=True):
 
 
 def _cell(row: dict[str, str]) -> dict[str, Any]:
-    value = row["value"].strip()
+    value = (row["value"] or "").strip()
     return {**row, "value": float(value) if value else None}
 
 

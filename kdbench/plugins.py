@@ -163,7 +163,7 @@ class _Blame:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
+        if not isinstance(error, (Exception, SystemExit)):
             return False
         name = "" if isinstance(error, KdbenchError) else f"{type(error).__name__}: "
         text = f"{self.doing}: {name}{error}"

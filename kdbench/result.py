@@ -118,7 +118,7 @@ class Reproduction:
     ----------
     run : everything on file about the run.
     path : the run's folder.
-    traces : tracebacks of failed stages by label; only where the run was just made.
+    traces : tracebacks of failed stages by hash; only where the run was just made.
     """
 
     def __init__(self, run: RunFile, path: Path) -> None:
@@ -136,8 +136,9 @@ class Reproduction:
         """Measured values by cell and seed."""
         found: dict[str, dict[int, float]] = defaultdict(dict)
         for value in self.run.values:
+            cell = found[value.cell]  # a cell all of whose seeds failed is there, without values
             if value.value is not None:
-                found[value.cell][value.seed] = value.value
+                cell[value.seed] = value.value
         return dict(found)
 
     def claim_verdicts(self) -> tuple[ClaimVerdict, ...]:
@@ -213,7 +214,7 @@ class Reproduction:
             )
             for value in self.run.values
         ]
-        return pandas.DataFrame(rows, columns=columns)
+        return pandas.DataFrame(rows, columns=columns).astype({"value": "float64"})
 
     def verdicts(self) -> pandas.DataFrame:
         """One row a claim: its two verdicts, their p values, and the sentence that says it."""

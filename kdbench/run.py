@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -148,7 +149,7 @@ class _Drive:
             hash=key,
             label=spec.label,
             cause=str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}",
-            trace=getattr(error, "trace", ""),
+            trace=getattr(error, "trace", "") or "".join(traceback.format_exception(error)),
             skipped=self._dependants(key),
         )
         self.results.failures.append(failure)

@@ -7,13 +7,14 @@ crosses a process boundary, so any engine can run it, and a killed stage resumes
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 import traceback
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from filelock import FileLock
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
 
     from kdbench.data.base import Split
 
-__all__ = ["Finished", "Spec", "Stage", "Work", "execute", "read_record", "read_spec"]
+__all__ = ["Effort", "Finished", "Spec", "Stage", "Work", "execute", "read_record", "read_spec"]
 
 WEIGHTS = "weights.safetensors"
 STATE_EVERY = 10.0  # seconds between resumable states: at most this much work is done twice after a kill
+
+
+class Effort(NamedTuple):
+    """What a stage will do: optimiser steps, and multiply-accumulates in all."""
+
+    steps: int
+    macs: float
 
 
 class Stage(Component, frozen=True):
@@ -42,9 +50,9 @@ class Stage(Component, frozen=True):
         """Do the work, reading and writing through ``work`` alone."""
         raise NotImplementedError
 
-    def price(self, data: DataRef) -> float:
-        """Rough size of the work in multiply-accumulates, for the time estimate of a plan."""
-        return 0.0
+    def effort(self, data: DataRef) -> Effort:
+        """Rough size of the work, for the time estimate of a plan."""
+        return Effort(0, 0.0)
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -195,13 +203,14 @@ def execute(folder: Path) -> None:
     ------
     StageError : the stage failed; nothing of the failure stays behind as a result.
     """
-    with FileLock(folder / ".lock"), disk_errors(folder):
+    with disk_errors(folder), FileLock(folder / ".lock"):
         if (folder / "record.json").exists():
             return
         spec = read_spec(folder)
         started = time.perf_counter()
         work = Work(folder, spec)
         outcome = _run(spec, work)
+        _check_finite(outcome, spec.label)
         record = Record(
             hash=spec.hash,
             label=spec.label,
@@ -225,6 +234,7 @@ def _run(spec: Spec, work: Work) -> Outcome:
 
     stage = unpack(spec.stage)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    states = random.getstate(), numpy.random.get_state()  # an inline stage must not reseed its caller
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(True)
     seed = int(spec.hash[:8], 16)
@@ -245,7 +255,17 @@ def _run(spec: Spec, work: Work) -> Outcome:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
     return outcome
+
+
+def _check_finite(outcome: Outcome, label: str) -> None:
+    # JSON has no NaN: a record that held one could not be read back.
+    numbers = [*outcome.metrics.items(), *((name, value) for name, curve in outcome.curves.items() for value in curve)]
+    for name, value in numbers:
+        if not math.isfinite(value):
+            raise StageError(f"{name} is {value}", where=label, cure="did the network diverge? lower its learning rate")
 
 
 def _environment(spec: Spec) -> Environment:

@@ -69,16 +69,17 @@ def cli(debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 a run with failed stages, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Not list(): once the command of that name is imported, 'list' is its module in this package.
+    arguments = [*(sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [*(["--debug"] if debug else []), *(argument for argument in arguments if argument != "--debug")]
     try:
         status = cli.main(args=arguments, prog_name="kdbench", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        _misused(error, debug, "--json" in arguments)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("kdbench: interrupted; finished stages are kept, and the same command goes on from there", err=True)
@@ -89,6 +90,18 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         _complain(error, debug, "--json" in arguments)
         sys.exit(1)
+
+
+def _misused(error: click.ClickException, debug: bool, as_json: bool) -> None:
+    message = error.format_message()
+    if not isinstance(error, click.UsageError) or "\n" in message:  # without arguments the message is the help
+        error.show()
+        return
+    path = error.ctx.command_path if error.ctx else "kdbench"
+    what, _, cure = message.rstrip(".").partition("; ")
+    _complain(
+        KdbenchError(what, cure=f"{cure}; see '{path} --help'" if cure else f"see '{path} --help'"), debug, as_json
+    )
 
 
 def _complain(error: Exception, debug: bool, as_json: bool) -> None:

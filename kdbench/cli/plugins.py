@@ -10,13 +10,17 @@ from kdbench.cli.options import json_option, print_json
 @click.command("plugins")
 @json_option
 @click.option("--check", is_flag=True, help="Exit with status 1 if a plugin has a problem.")
-def command(*, as_json: bool, check: bool) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, *, as_json: bool, check: bool) -> None:
     """Installed plugins: what each provides, and what is wrong with it."""
     import msgspec
 
     from kdbench.plugins import registry
 
     found = registry()
+    root = ctx.find_root()
+    if isinstance(root.command, click.Group):
+        root.command.list_commands(root)  # the last hook is called only now, and may have a problem too
     if as_json:
         print_json(msgspec.to_builtins(found.plugins))
     else:

@@ -21,6 +21,7 @@ from kdbench.data import DATASETS
 from kdbench.data._files import writing
 from kdbench.data.base import DataRef, Progress, Split
 from kdbench.errors import KdbenchError
+from kdbench.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +117,7 @@ def _stored(path: Path) -> str | None:
 
 
 def _generate_into(path: Path, progress: Progress | None) -> str:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with writing(path.parent), filelock.FileLock(path.with_suffix(".lock")):
         # Another process may have generated it while this one waited for the lock.
@@ -127,9 +128,7 @@ def _generate_into(path: Path, progress: Progress | None) -> str:
             progress("generating MNIST-1D", 0, total)
         arrays = _generate()
         content = _content_hash(arrays)
-        partial = path.with_suffix(".part")
-        save_file(arrays, partial, metadata={"sha256": content})
-        partial.replace(path)
+        atomic_write(path, save(arrays, metadata={"sha256": content}))
         if progress:
             progress("generating MNIST-1D", total, total)
         return content

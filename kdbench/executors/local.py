@@ -17,6 +17,10 @@ from kdbench.errors import StageError
 __all__ = ["LocalExecutor"]
 
 
+# With this process's own search path: "-m" would put the working directory first, and in a clone that is the source.
+WORKER = "import sys; sys.path[:] = sys.argv[1:]; from kdbench.executors.worker import main; main()"
+
+
 class LocalExecutor:
     """``workers`` processes, each with ``threads`` torch threads.
 
@@ -48,6 +52,7 @@ class LocalExecutor:
         for server in self._servers:
             server.join()
         for worker in self._workers:
+            worker.kill()  # again: one that died as we closed may just have been replaced
             worker.wait()
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
@@ -62,7 +67,7 @@ class LocalExecutor:
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic cuBLAS, see torch's notes on reproducibility
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "kdbench.executors.worker"],
+            [sys.executable, "-c", WORKER, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -89,7 +94,11 @@ class LocalExecutor:
             line = b""
         if not line:
             return self._lost(index, folder)
-        answer = msgspec.json.decode(line)
+        try:
+            answer = msgspec.json.decode(line)
+        except msgspec.DecodeError:  # killed in the middle of its answer
+            worker.kill()
+            return self._lost(index, folder)
         if not answer:
             return None
         error = StageError(answer["what"], where=answer["where"], cure=answer["cure"])

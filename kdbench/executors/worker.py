@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Serve until standard input closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides, and closes our pipe
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a stage prints must not end up among the answers
     requests: queue.Queue[bytes] = queue.Queue()

@@ -116,7 +116,7 @@ def _spread(summary: Summary, seeds: int) -> str:
     text = number(summary.mean)
     if summary.sd is not None:
         text += f" ± {number(summary.sd)}"
-    return text if summary.n == seeds else f"{text} (n = {summary.n})"
+    return text if summary.n == seeds else f"{text} (n = {summary.n})".strip()
 
 
 def _pivot(title: str, note: str, cells: dict[str, str]) -> Grid:

@@ -71,7 +71,8 @@ class Watch:
     def failed(self, spec: Spec, failure: Failure) -> None:
         self.left.pop(spec.hash, None)
         self._end(spec)
-        self.console.print(f"[red]failed[/] {failure.label}: {failure.cause}", highlight=False)
+        text = failure.cause if failure.label in failure.cause else f"{failure.label}: {failure.cause}"
+        self.console.print(f"kdbench: error: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def tick(self) -> None:
         if self.progress.disable or self.overall is None:

@@ -8,7 +8,7 @@ from kdbench.component import pack
 from kdbench.data.base import DataRef
 from kdbench.networks.base import Network
 from kdbench.record import Outcome
-from kdbench.stage import WEIGHTS, Stage, Work
+from kdbench.stage import WEIGHTS, Effort, Stage, Work
 from kdbench.training.objectives import CrossEntropy, Objective
 from kdbench.training.recipe import Recipe
 
@@ -33,9 +33,10 @@ class Train(Stage, frozen=True):
     objective: Objective = CrossEntropy()
     restart: int = 0
 
-    def price(self, data: DataRef) -> float:
+    def effort(self, data: DataRef) -> Effort:
         macs = self.network.cost(data.input_shape, data.num_classes).macs
-        return 3.0 * macs * data.sizes["train"] * (1 - self.recipe.holdout) * self.recipe.epochs
+        images = data.sizes["train"] * (1 - self.recipe.holdout) * self.recipe.epochs
+        return Effort(round(images / self.recipe.batch_size), 3.0 * macs * images)  # backward costs two forwards
 
     def run(self, work: Work) -> Outcome:
         import torch

@@ -17,6 +17,11 @@ __all__ = ["CrossEntropy", "Distillation", "Objective"]
 class Objective(Component, frozen=True):
     """A loss over one batch. Subclasses implement :meth:`loss`; import torch only inside it."""
 
+    @property
+    def label(self) -> str:
+        """What tells it from others of its kind, in a stage's label."""
+        return ""
+
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Scalar loss of the student's ``logits`` ``[N, C]`` on ``batch``."""
         raise NotImplementedError
@@ -41,6 +46,10 @@ class Distillation(Objective, frozen=True):
     temperature: float
     alpha: float
     reduction: Literal["batchmean", "mean"] = "batchmean"
+
+    @property
+    def label(self) -> str:
+        return f" (T {self.temperature:g}, alpha {self.alpha:g})"
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         from kdbench.losses import distillation_loss

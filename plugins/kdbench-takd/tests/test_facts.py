@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, product
 from math import sqrt
 
 import pytest
@@ -59,9 +59,9 @@ DGKD = {
 GATES = {
     ("resnet110", "cifar100", "full"): 72.38, ("resnet20", "cifar100", "full"): 67.03,
     ("resnet26", "cifar10", "full"): 92.48, ("resnet110", "cifar10", "full"): 93.0,
-    ("resnet20", "cifar10", "full"): 91.5, ("plain4", "mnist1d", "laptop"): 96.80,
-    ("plain6", "mnist1d", "laptop"): 97.48, ("plain8", "mnist1d", "laptop"): 97.29,
-    ("plain10", "mnist1d", "laptop"): 97.91,
+    ("resnet20", "cifar10", "full"): 91.5, ("plain4-x0.5", "mnist1d", "laptop"): 96.80,
+    ("plain6-x0.5", "mnist1d", "laptop"): 97.48, ("plain8-x0.5", "mnist1d", "laptop"): 97.29,
+    ("plain10-x0.5", "mnist1d", "laptop"): 97.91,
 }  # fmt: skip
 
 PROTOCOL_ROWS = ("framework", "optimizer", "epochs", "lr-resnet", "lr-plain", "weight-decay", "batch", "preprocessing",
@@ -372,8 +372,9 @@ def test_every_deviation_says_what_it_does_and_prose_stays_on_one_line(paper: Pa
     [
         ("smoke", "mnist1d", {"scale-data", "scale-network", "scale-epochs-smoke", "scale-schedule", "scale-trials"}),
         ("laptop", "mnist1d", {"scale-data", "scale-network", "scale-epochs", "scale-schedule", "scale-trials"}),
-        ("laptop", "cifar10", {"scale-epochs", "scale-trials"}),
-        ("full", "cifar100", set()),
+        ("smoke", "cifar100", {"scale-network", "scale-epochs-smoke", "scale-schedule", "scale-trials"}),
+        ("laptop", "cifar10", {"scale-network", "scale-epochs", "scale-schedule", "scale-trials"}),
+        ("full", "cifar100", {"scale-schedule", "scale-search"}),
     ],
 )
 def test_project_lines_apply_where_the_project_deviates(
@@ -391,20 +392,24 @@ def test_effective_weight_of_the_soft_term_is_what_the_ledger_says(paper: Paper)
         assert f"{true_kl:g}" in lines[name].effect
         assert f"{true_kl / 100:g}".removeprefix("0") in lines[name].effect
     assert f"= {20 * 6 * 3}" in lines["idle-trials"].released
+    assert f"= {20 * 6 * 3}" in lines["scale-search"].released
 
 
 def test_gates_hold_the_claimed_accuracies_at_their_own_tier_only(paper: Paper) -> None:
     assert {(g.network, g.dataset, tier): g.claimed for g in paper.gates for tier in g.tiers} == GATES
-    for network, dataset, own in GATES:
-        for tier in TIERS:
-            assert (paper.gate(network, dataset, tier) is not None) is (tier == own)
+    for (network, dataset, own), tier, protocol in product(GATES, TIERS, PROTOCOLS):
+        # The pilot knows what the clean recipe reaches, and nothing of the other two readings.
+        there = tier == own and (dataset != "mnist1d" or protocol == "clean")
+        assert (paper.gate(network, dataset=dataset, tier=tier, protocol=protocol) is not None) is there
 
 
 def test_gate_tolerances_cover_the_binomial_error_and_still_see_the_known_failure(paper: Paper) -> None:
     for gate in paper.gates:
         assert "tolerance:" in gate.source
         if gate.dataset == "mnist1d":
-            assert gate.tolerance == 3.0
+            error = 100 * sqrt(0.97 * 0.03 / 400)  # of the validation images that the gate is read on
+            assert 3 * error < gate.tolerance == 5.0
+            assert f"({3 * error:.1f})" in gate.source or "as for plain4" in gate.source
             continue
         share = gate.claimed / 100
         error = 100 * sqrt(2 * share * (1 - share) / 10_000)

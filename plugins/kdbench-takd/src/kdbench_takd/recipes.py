@@ -67,8 +67,7 @@ def method(*, protocol: str, tier: str, dataset: str, family: Family) -> Method:
             weight_decay=0.0 if protocol == "written" and family == "cnn" else 1e-4,
         ),
         schedule=_schedule(protocol, family),
-        # A signal has no rows to crop, and mirrored it is another one.
-        augmentation="crop-flip" if clean and family == "resnet" and dataset != "mnist1d" else "none",
+        augmentation="crop-flip" if clean and family == "resnet" else "none",
         statistics=_statistics(protocol, dataset),
         holdout=0.1 if clean else 0.0,
         selection="last" if clean else "test",
