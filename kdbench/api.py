@@ -191,6 +191,10 @@ def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduct
         executor = _executor(request, len(todo)) if todo else None
         try:
             results = drive(plan, store, executor, listener or Silent())
+        except BaseException:
+            run.status = "stopped"
+            write_run(folder, run)
+            raise
         finally:
             if executor is not None:
                 executor.close()

@@ -83,10 +83,11 @@ class Registry:
     def register_commands(self, cli: click.Group) -> None:
         """Let every plugin add its commands."""
         for info, plugin in self._implementing("kdbench_register_commands"):
-            before = set(cli.commands)
+            before = dict(cli.commands)
             with _Blame(info, "kdbench_register_commands"):
                 self._call(plugin, "kdbench_register_commands", cli=cli)
-            info.provides["commands"] = sorted(set(cli.commands) - before)
+                _refuse_taken(cli, before)
+            info.provides["commands"] = sorted(set(cli.commands) - set(before))
 
     def _load(self, entry: EntryPoint) -> None:
         source = entry.dist
@@ -169,6 +170,19 @@ class _Blame:
         text = f"{self.doing}: {name}{error}"
         self.info.problem = f"{self.info.problem}; {text}" if self.info.problem else text
         return True
+
+
+def _refuse_taken(cli: click.Group, before: dict[str, click.Command]) -> None:
+    """Undo and name a command that kdbench itself or an earlier plugin already has."""
+    taken = [name for name, command in before.items() if cli.commands.get(name) is not command]
+    taken += [name for name in getattr(cli, "builtin", ()) if name in cli.commands]
+    for name in taken:
+        if name in before:
+            cli.commands[name] = before[name]
+        else:
+            del cli.commands[name]
+    if taken:
+        raise KdbenchError(f"the command '{taken[0]}' is already there", cure="give it a name of its own")
 
 
 def _hooks() -> list[str]:

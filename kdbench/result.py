@@ -95,7 +95,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunFile(msgspec.Struct, kw_only=True):
-    """``run.json``. ``status`` is ``running``, ``finished`` or ``incomplete`` (stages failed)."""
+    """``run.json``. ``status``: ``running``, ``finished``, ``incomplete`` (stages failed) or ``stopped`` (an error).
+
+    A run that was killed stays ``running``; its finished stages are kept all the same.
+    """
 
     id: str
     status: str

@@ -41,8 +41,10 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cli() -> CLI:
+def cli(tmp_path_factory: pytest.TempPathFactory) -> CLI:
     """Run the installed command; ``check`` is the exit status it must have."""
+    # Python puts the working directory first on its path: in a clone that would be the source tree, not the package.
+    elsewhere = tmp_path_factory.mktemp("cwd")
 
     def run(
         *args: str, env: dict[str, str] | None = None, timeout: float = 180, check: int | None = None
@@ -50,6 +52,8 @@ def cli() -> CLI:
         done = subprocess.run(
             [sys.executable, "-m", "kdbench", *args],
             env={**os.environ, **(env or {})},
+            cwd=elsewhere,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=timeout,

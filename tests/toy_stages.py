@@ -25,7 +25,7 @@ from kdbench.training import SGD, Distillation, Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdbench.training.loop import Batch
+    from kdbench.training.batch import Batch
 
 HOLD = "KDBENCH_TEST_HOLD"  # while the file of that name exists, a Held stage stands still
 HELD_EPOCH = 2

@@ -31,6 +31,8 @@ COMMANDS = (
 class _Commands(click.Group):
     """Commands in the order a newcomer meets them, loaded by name, with plugins' own after them."""
 
+    builtin = COMMANDS
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         self._plugins()
         return [*COMMANDS, *sorted(self.commands)]

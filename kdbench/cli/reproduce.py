@@ -39,9 +39,9 @@ def command(ctx: click.Context, /, *, paper: str, seeds: str | None, as_json: bo
         _announce(prepared, notes)
     with Watch(notes) as watch:
         result = carry_out(prepared, watch)
-    for label, trace in result.traces.items():
-        if trace and ctx.find_root().params.get("debug"):
-            click.echo(f"{label}\n{trace}", err=True)
+    if ctx.find_root().params.get("debug"):
+        for failure in result.run.failures:
+            click.echo(f"{failure.label}\n{result.traces[failure.hash]}", err=True)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -56,7 +57,8 @@ class LocalExecutor:
             worker.wait()
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(OSError):  # a request that a dead worker never read
+                        pipe.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         threads = str(self._threads)

@@ -27,7 +27,7 @@ def add_run(result: Reproduction, store: Store, folder: Path) -> Path:
     KdbenchError : the run is not finished, or a record it rests on is gone.
     """
     run = result.run
-    if run.status == "running":
+    if run.status in ("running", "stopped"):
         raise KdbenchError(f"run {run.id} never ended", cure="reproduce again: its finished stages are kept")
     target = folder / "records" / "-".join((run.request.tier, run.request.dataset, run.request.protocol))
     lines = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdbench.record import Outcome
 from kdbench.stage import Stage, Work
+from kdbench.stages.splits import splits_of
 
 __all__ = ["Agreement"]
 
@@ -14,7 +15,6 @@ class Agreement(Stage, frozen=True):
     holdout: float
 
     def run(self, work: Work) -> Outcome:
-        from kdbench.stages.train import splits_of
         from kdbench.training.evaluate import agreement, predict
 
         student, teacher = work.input("student").model(work), work.input("teacher").model(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kdbench.errors import StageError
 from kdbench.record import Outcome
 from kdbench.stage import WEIGHTS, Finished, Stage, Work
+from kdbench.stages.splits import splits_of
 
 __all__ = ["LOGITS", "Teacher"]
 
@@ -26,7 +27,6 @@ class Teacher(Stage, frozen=True):
     holdout: float
 
     def run(self, work: Work) -> Outcome:
-        from kdbench.stages.train import splits_of
         from kdbench.training.evaluate import metrics_of, predict
 
         finished = work.input("network")

@@ -9,6 +9,8 @@ from kdbench.data.base import DataRef
 from kdbench.networks.base import Network
 from kdbench.record import Outcome
 from kdbench.stage import WEIGHTS, Effort, Stage, Work
+from kdbench.stages.splits import splits_of
+from kdbench.stages.teacher import LOGITS
 from kdbench.training.objectives import CrossEntropy, Objective
 from kdbench.training.recipe import Recipe
 
@@ -16,10 +18,7 @@ if TYPE_CHECKING:
     from kdbench.data.base import Split
     from kdbench.training import loop
 
-__all__ = ["HOLDOUT_SEED", "Train", "splits_of"]
-
-HOLDOUT_SEED = 0
-"""The validation split is the same for every seed of a study: seeds vary the training, not the data."""
+__all__ = ["Train"]
 
 
 class Train(Stage, frozen=True):
@@ -79,20 +78,6 @@ class Train(Stage, frozen=True):
         return Outcome(metrics=metrics, curves=history.curves, notes=notes)
 
 
-def splits_of(work: Work, holdout: float) -> dict[str, Split]:
-    """``train``, ``test`` and, with a holdout, ``validation``, on the stage's device."""
-    from kdbench.data import holdout as hold_out
-    from kdbench.data.base import Split
-
-    data = work.data()
-    splits = {"train": data["train"], "test": data["test"]}
-    if holdout > 0:
-        kept, held = hold_out(data["train"].labels, holdout, HOLDOUT_SEED)
-        splits["train"] = Split(data["train"].inputs[kept], data["train"].labels[kept])
-        splits["validation"] = Split(data["train"].inputs[held], data["train"].labels[held])
-    return {name: Split(split.inputs.to(work.device), split.labels.to(work.device)) for name, split in splits.items()}
-
-
 def _statistics(recipe: Recipe, train: Split) -> tuple[list[float], list[float]]:
     from kdbench.data import channel_statistics
 
@@ -109,8 +94,6 @@ def _statistics(recipe: Recipe, train: Split) -> tuple[list[float], list[float]]
 def _teacher(work: Work, train: Split) -> loop.Teacher:
     """Cached logits where the teacher stage left them (inputs never change), the frozen network itself otherwise."""
     import torch
-
-    from kdbench.stages.teacher import LOGITS
 
     stage = work.input("teacher")
     if LOGITS in stage.record.files:

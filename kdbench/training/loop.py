@@ -16,22 +16,13 @@ from torch import Tensor, nn
 from kdbench.data.base import Split
 from kdbench.data.transforms import random_crop, random_flip
 from kdbench.errors import StageError
+from kdbench.training.batch import Batch
 from kdbench.training.evaluate import evaluate
 from kdbench.training.objectives import Objective
 from kdbench.training.recipe import Recipe
 from kdbench.training.seeds import derive_seed
 
-__all__ = ["Batch", "Checkpoints", "History", "Teacher", "fit"]
-
-
-class Batch(NamedTuple):
-    """One step's material: inputs as the student sees them, labels, positions in the training split, teacher logits."""
-
-    inputs: Tensor
-    labels: Tensor
-    indices: Tensor
-    teacher_logits: Tensor
-    epoch: int
+__all__ = ["Checkpoints", "History", "Teacher", "fit"]
 
 
 class Teacher(Protocol):

@@ -9,7 +9,7 @@ from kdbench.component import Component
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdbench.training.loop import Batch
+    from kdbench.training.batch import Batch
 
 __all__ = ["CrossEntropy", "Distillation", "Objective"]
 

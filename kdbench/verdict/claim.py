@@ -144,7 +144,7 @@ def judge(
     word: ValueWord = "not tested" if why and not any(test.n for test in values) else value_word(values)
     if not_comparable:
         word = "not comparable"
-    line = f"not tested: {why}"
+    line = why
     if not why:
         ps = (p_support, p_contradict)
         line = sentence.of_claim(outcome, tests, ps, more_seeds, unit=claim.unit, seeds=seeds)

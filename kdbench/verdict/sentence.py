@@ -63,7 +63,7 @@ def of_claim(
     test = flat[chosen]
     line = of_gain(test, unit=unit, seeds=seeds, names=names[chosen])
     if len(flat) > 1:
-        line = f"of {len(flat)} comparisons the deciding one: {line}"
+        line = f"Of {len(flat)} comparisons this one decides: {line}"
     missing = [" against ".join(pair) for pair, other in zip(names, flat, strict=True) if other.n == 0]
     if missing:
         line += f"; without a result: {_listed(missing)}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-__all__ = ["GOOD", "distribution", "good", "on_path"]
+__all__ = ["distribution", "good", "on_path", "toys"]
 
 GOOD = {
     "__init__.py": '''\
@@ -112,6 +113,27 @@ PAPER = paper("toyline")
 }
 
 
+HOLD = """\
+import os, time
+from pathlib import Path
+from kdbench import hookimpl
+from kdbench.executors import ExecutorInfo
+from kdbench.executors.inline import InlineExecutor
+
+class Patient(InlineExecutor):
+    \"\"\"Runs nothing before the file in KDBENCH_TOY_GO exists.\"\"\"
+    def submit(self, folder):
+        end = time.monotonic() + 120
+        while not Path(os.environ["KDBENCH_TOY_GO"]).exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return super().submit(folder)
+
+@hookimpl
+def kdbench_executors():
+    yield ExecutorInfo(id="toy-patient", title="waits", create="kdbench_hold:Patient")
+"""
+
+
 def distribution(site: Path, name: str, files: dict[str, str] | str, *, version: str = "1.2.3") -> Path:
     """Install a distribution ``name`` into the folder ``site``: its module's text, or its package's files."""
     module = name.replace("-", "_")
@@ -137,6 +159,17 @@ def good(site: Path) -> Path:
     return distribution(site, "kdbench-toynan", text)
 
 
+def toys(site: Path) -> Path:
+    """The good plugins, the paper ``toy`` of ``tests/toy_paper.py``, and the executor ``toy-patient``."""
+    text = (Path(__file__).parents[1] / "toy_paper.py").read_text()
+    hook = (
+        "from kdbench import hookimpl\nfrom kdbench_distil.toy_paper import toy_paper\n\n"
+        "@hookimpl\ndef kdbench_papers():\n    yield toy_paper()\n"
+    )
+    distribution(good(site), "kdbench-distil", {"__init__.py": hook, "toy_paper.py": text})
+    return distribution(site, "kdbench-hold", HOLD)
+
+
 def on_path(*sites: Path) -> dict[str, str]:
     """The environment in which the distributions of ``sites`` are installed."""
-    return {"PYTHONPATH": ":".join(map(str, sites))}
+    return {"PYTHONPATH": os.pathsep.join([*map(str, sites), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -14,7 +14,7 @@ import pytest
 import kdbench.cli
 from kdbench.plugins import registry
 
-__all__ = ["inside", "installed"]
+__all__ = ["complaint", "inside", "installed"]
 
 
 def inside(*args: str, check: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -31,6 +31,17 @@ def inside(*args: str, check: int | None = None) -> subprocess.CompletedProcess[
     if check is not None:
         assert status == check, f"exit {status}\n{out.getvalue()}\n{err.getvalue()}"
     return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
+
+
+def complaint(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
+    """The one line that a fault gives."""
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (line,) = done.stderr.splitlines()
+    what = line.removeprefix("kdbench: error: ")
+    assert what != line
+    assert not what.startswith("internal error")
+    return what
 
 
 @contextlib.contextmanager

@@ -11,47 +11,20 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
-from distributions import distribution, good, on_path
-from in_process import inside, installed
+from distributions import distribution, on_path, toys
+from in_process import complaint, inside, installed
 
 TOY = ("reproduce", "toyline", "--tier", "smoke", "--seeds", "2")
 DISTIL = ("reproduce", "toy", "--tier", "smoke")
-HOLD = """\
-import os, time
-from pathlib import Path
-from kdbench import hookimpl
-from kdbench.executors import ExecutorInfo
-from kdbench.executors.inline import InlineExecutor
-
-class Patient(InlineExecutor):
-    \"\"\"Runs nothing before the file in KDBENCH_TOY_GO exists.\"\"\"
-    def submit(self, folder):
-        end = time.monotonic() + 120
-        while not Path(os.environ["KDBENCH_TOY_GO"]).exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        return super().submit(folder)
-
-@hookimpl
-def kdbench_executors():
-    yield ExecutorInfo(id="toy-patient", title="waits", create="kdbench_hold:Patient")
-"""
 BROKEN = "import nobodys\n"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Toy papers, installed as plugins."""
-    folder = good(tmp_path_factory.mktemp("site"))
-    toy = (Path(__file__).parents[1] / "toy_paper.py").read_text()
-    hook = (
-        "from kdbench import hookimpl\nfrom kdbench_distil.toy_paper import toy_paper\n\n"
-        "@hookimpl\ndef kdbench_papers():\n    yield toy_paper()\n"
-    )
-    distribution(folder, "kdbench-distil", {"__init__.py": hook, "toy_paper.py": toy})
-    return distribution(folder, "kdbench-hold", HOLD)
+    return toys(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +47,6 @@ def finished(toy, tmp_path_factory):
 def copy(finished, store):
     shutil.copytree(finished, store)
     return store
-
-
-def complaint(done, status=1):
-    """The one line that a fault gives."""
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    (line,) = done.stderr.splitlines()
-    what = line.removeprefix("kdbench: error: ")
-    assert what != line
-    assert not what.startswith("internal error")
-    return what
 
 
 def stages(store):

@@ -304,7 +304,7 @@ def test_missing_values_become_none_and_the_verdict_counts_them(place: Store) ->
     assert [(v.cell.rpartition("/")[2], v.seed) for v in done.run.values if v.value is None] == [("scratch", 1)]
     assert done.samples()["table1/mnist1d/distilled"] == {0: 52.0, 1: 54.0, 2: 56.0}
     assert [line.label for line in done.run.failures] == ["scratch seed 1"]
-    assert list(done.traces) == ["scratch seed 1"]
+    assert list(done.traces) == [done.run.failures[0].hash]
     (verdict,) = done.claim_verdicts()
     assert "n=2 of 3 seeds" in verdict.sentence
     assert verdict.value_reason == "the paper has no MNIST-1D; tier smoke is not the paper's scale; " + (

@@ -36,6 +36,22 @@ BAD = {
         HOOK.format(name="kdbench_register_commands", arguments="cli", body="cli.add_comand(None)"),
         "kdbench_register_commands: AttributeError: ",
     ),
+    "kdbench-usurps": (
+        HOOK.format(
+            name="kdbench_register_commands",
+            arguments="cli",
+            body="import click; cli.add_command(click.Command('report', help='mine'))",
+        ),
+        "kdbench_register_commands: the command 'report' is already there",
+    ),
+    "kdbench-zgreets": (
+        HOOK.format(
+            name="kdbench_register_commands",
+            arguments="cli",
+            body="import click; cli.add_command(click.Command('toy-greet', help='mine'))",
+        ),
+        "kdbench_register_commands: the command 'toy-greet' is already there",
+    ),
     "kdbench-zdouble": (  # after kdbench-toy in the order of names
         HOOK.format(name="kdbench_papers", arguments="", body="from kdbench_toy.facts import PAPER; return [PAPER]"),
         "kdbench_papers: the paper 'toyline' is already provided by plugin 'kdbench-toy'; uninstall one of the two",

@@ -14,10 +14,19 @@ from kdbench.executors.local import LocalExecutor
 
 def watched(call: Callable[[], object]) -> None:
     """Run what must return; a deadline instead of a hanging suite."""
-    thread = threading.Thread(target=call, daemon=True)
+    ended: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(60)
-    assert not thread.is_alive(), "it hangs"
+    assert ended == [None], "it hangs, or raised"
 
 
 CUT_SHORT = 'import sys; sys.stdin.readline(); sys.stdout.write(\'{"what": "cut\'); sys.stdout.flush()'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -38,6 +39,15 @@ from kdbench.training.seeds import derive_seed
 SHORT = Recipe(epochs=4, optimizer=SGD(lr=0.05, weight_decay=1e-3), batch_size=20, schedule=OneCycle())
 
 LABELS = CrossEntropy()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As stages run; and two threads on tiny tensors only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Memory:

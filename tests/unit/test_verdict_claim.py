@@ -217,8 +217,8 @@ def test_more_seeds_are_counted_for_alternatives_that_can_come_to_hold() -> None
             "TAKD - BLKD = +0.10 (90 % CI -0.81 to +1.01, n=4 of 5 seeds): the interval holds 0; no margin is "
             "declared, so it cannot be said how many more seeds would decide",
         ),
-        ([], {}, f"not tested: no seed finished: {TA}, {BL}"),
-        ([], {"alternatives": (), "not_tested": "needs ImageNet"}, "not tested: needs ImageNet"),
+        ([], {}, f"no seed finished: {TA}, {BL}"),
+        ([], {"alternatives": (), "not_tested": "needs ImageNet"}, "needs ImageNet"),
     ],
 )  # fmt: skip
 def test_the_sentence_says_it_in_plain_english(gain: list[float], fields: dict[str, object], expected: str) -> None:
@@ -226,9 +226,9 @@ def test_the_sentence_says_it_in_plain_english(gain: list[float], fields: dict[s
 
 
 def test_the_sentence_names_what_was_not_measured() -> None:
-    assert run(claim((better(),)), {}).sentence == f"not tested: not measured at this tier: {TA}, {BL}"
+    assert run(claim((better(),)), {}).sentence == f"not measured at this tier: {TA}, {BL}"
     apart = run(claim((better(),)), {TA: {0: 60.0}, BL: {1: 61.0}})
-    assert apart.sentence == "not tested: no two cells that it compares share a seed"
+    assert apart.sentence == "no two cells that it compares share a seed"
     partly = run(claim((better(), better(KD, BL))), cells(around(0.5, 0.1)))
     assert partly.sentence.endswith("the interval lies above 0; without a result: NOKD against BLKD")
     assert partly.more_seeds is None
@@ -246,7 +246,7 @@ def test_comparisons_that_would_be_called_alike_are_told_apart() -> None:
     other = cells(around(0.1, 0.6), left="table1/resnet/TAKD", right="table1/resnet/BLKD")
     facts = claim((better(), better("table1/resnet/TAKD", "table1/resnet/BLKD")))
     verdict = run(facts, cells(around(0.5, 0.1)) | other)
-    assert "the deciding one: resnet/TAKD - resnet/BLKD = +0.10" in verdict.sentence
+    assert "this one decides: resnet/TAKD - resnet/BLKD = +0.10" in verdict.sentence
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_short_names_keep_what_differs(left: str, right: str, expected: tuple[st
 def test_the_sentence_prefers_an_alternative_without_gaps() -> None:
     samples = cells(around(0.1, 0.6)) | cells(around(0.5, 0.1), left=KD, right=OTHER)
     verdict = run(claim((better(KD, OTHER), better(KD, "table1/cnn/none")), (better(),)), samples)
-    assert "the deciding one: TAKD - BLKD = +0.10" in verdict.sentence
+    assert "this one decides: TAKD - BLKD = +0.10" in verdict.sentence
     assert "without a result: NOKD against none" in verdict.sentence
 
 
@@ -273,4 +273,4 @@ def test_a_contradiction_is_told_by_the_least_broken_alternative() -> None:
     samples = cells(around(-0.2, 0.1)) | cells(around(-5.0, 0.1), left=KD, right=OTHER)
     verdict = run(claim((better(KD, OTHER),), (better(),)), samples)
     assert verdict.gain_word == "contradicted"
-    assert "the deciding one: TAKD - BLKD = -0.20" in verdict.sentence
+    assert "this one decides: TAKD - BLKD = -0.20" in verdict.sentence

@@ -15,7 +15,8 @@ from kdbench.component import pack
 from kdbench.data.base import Split
 from kdbench.paper import PROTOCOLS, TIERS, Paper
 from kdbench.training import Constant, Milestones, OneCycle, Recipe
-from kdbench.training.loop import Batch, fit
+from kdbench.training.batch import Batch
+from kdbench.training.loop import fit
 from kdbench.training.objectives import CrossEntropy, Objective
 from kdbench_takd.recipes import RELEASED_GRID, RELEASED_SEEDS, Family, Method, method, more_trials
 

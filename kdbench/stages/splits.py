@@ -1,0 +1,29 @@
+"""The splits that a stage sees: the data's own, or with a validation split held out of the training one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdbench.stage import Work
+
+if TYPE_CHECKING:
+    from kdbench.data.base import Split
+
+__all__ = ["HOLDOUT_SEED", "splits_of"]
+
+HOLDOUT_SEED = 0
+"""The validation split is the same for every seed of a study: seeds vary the training, not the data."""
+
+
+def splits_of(work: Work, holdout: float) -> dict[str, Split]:
+    """``train``, ``test`` and, with a holdout, ``validation``, on the stage's device."""
+    from kdbench.data import holdout as hold_out
+    from kdbench.data.base import Split
+
+    data = work.data()
+    splits = {"train": data["train"], "test": data["test"]}
+    if holdout > 0:
+        kept, held = hold_out(data["train"].labels, holdout, HOLDOUT_SEED)
+        splits["train"] = Split(data["train"].inputs[kept], data["train"].labels[kept])
+        splits["validation"] = Split(data["train"].inputs[held], data["train"].labels[held])
+    return {name: Split(split.inputs.to(work.device), split.labels.to(work.device)) for name, split in splits.items()}
