@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -123,23 +123,7 @@ def prepare(
     return Prepared(facts, request, build_plan(lab, claims), Store(Path(store) if store else default_store()))
 
 
-def reproduce(
-    paper: str,
-    *,
-    tier: str = "laptop",
-    dataset: str | None = None,
-    data_dir: str | Path | None = None,
-    protocol: str = "clean",
-    seeds: int | Sequence[int] | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    threads: int = 1,
-    claims: str = "core",
-    store: str | Path | None = None,
-    executor: str = "local",
-    progress: Progress | None = None,
-    listener: Listener | None = None,
-) -> Reproduction:
+def reproduce(paper: str, *, listener: Listener | None = None, **options: Any) -> Reproduction:
     """Train what a paper trained and judge its claims. Finished stages are reused; a killed run resumes.
 
     Parameters
@@ -154,6 +138,7 @@ def reproduce(
     workers, threads : processes, and torch threads in each; by default all cores, one thread each.
     claims : ``core``, ``all``, or ids such as ``H1,H3``.
     store : folder of finished work; by default ``$KDBENCH_STORE`` or the user's data folder.
+    executor : what runs the stages, see ``kdbench plugins``.
     progress, listener : watch downloads, and stages.
 
     Raises
@@ -161,22 +146,7 @@ def reproduce(
     KdbenchError : the request, the data or the store is at fault. A stage that fails does not raise: the result is
         then not :attr:`~kdbench.result.Reproduction.complete` and names it.
     """
-    prepared = prepare(
-        paper,
-        tier=tier,
-        dataset=dataset,
-        data_dir=data_dir,
-        protocol=protocol,
-        seeds=seeds,
-        device=device,
-        workers=workers,
-        threads=threads,
-        claims=claims,
-        store=store,
-        executor=executor,
-        progress=progress,
-    )
-    return carry_out(prepared, listener)
+    return carry_out(prepare(paper, **options), listener)
 
 
 def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduction:
