@@ -86,6 +86,8 @@ class Store:
         folder = self.stages / spec.hash
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)
+            for partial in folder.glob(".*.part"):  # a write that a kill cut short
+                partial.unlink(missing_ok=True)
             atomic_write(folder / "spec.json", msgspec.json.encode(spec))
         return folder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -232,6 +234,24 @@ def test_worker_that_dies_is_one_failure_and_the_pool_goes_on(
     assert (failure.label, failure.skipped) == ("dies seed 0", 1)
     assert len(results.records) == 4
     assert all(worker.poll() is None for worker in pool._workers), "the dead worker was not replaced"
+
+
+def test_ctrl_c_is_the_runs_to_handle_not_the_workers(place: Store, pool: LocalExecutor) -> None:
+    def build(add: Draft) -> None:
+        for number in range(4):
+            add(f"n{number}", Number(value=number))
+
+    def warm(add: Draft) -> None:
+        for number in range(8):
+            add(f"w{number}", Number(value=number + 10))
+
+    taken(plan_of(graph(warm)), place, pool)  # a worker that is still starting could not say what it would do
+    pids = [worker.pid for worker in pool._workers]
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)  # a terminal sends it to the whole group
+    results, _ = taken(plan_of(graph(build)), place, pool)
+    assert not results.failures
+    assert [worker.pid for worker in pool._workers] == pids
 
 
 def test_what_a_stage_prints_is_no_answer(place: Store, pool: LocalExecutor) -> None:

@@ -171,7 +171,8 @@ def test_killed_at_many_moments_ends_as_if_undisturbed(
         return done
 
     kill("a stage has begun", lambda run: run.files("spec.json"))
-    assert len(kill("the first record", lambda run: run.files("record.json"))) >= 1
+    before = len(content_of(store))
+    kill("the first record", lambda run: len(run.files("record.json")) > before or run.held())
     last = kill("the last stage", lambda run: run.held() and len(run.files("record.json")) == 3)  # in its third epoch
     assert len(last) == 3
 
@@ -196,6 +197,6 @@ def test_killed_at_many_moments_ends_as_if_undisturbed(
     done = cli(*COMMAND, check=0)
     assert "4 stages, 3 of them reused" in done.stdout
     assert content_of(store) == undisturbed
-    left = {path.name for path in store.rglob("*") if path.is_file()}
+    left = {path.name for path in (store / "stages").rglob("*") if path.is_file()}
     assert not left & {"state.pt", "progress"}
     assert not [name for name in left if name.endswith(".part")], "partial files stayed behind"

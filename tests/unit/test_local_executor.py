@@ -43,3 +43,13 @@ def test_death_of_a_worker_never_hangs_the_run(monkeypatch: pytest.MonkeyPatch, 
     executor.submit(tmp_path)  # one is dying while we close
     watched(executor.close)
     assert executor._workers[0].poll() is not None
+
+
+def test_close_takes_a_request_that_a_dead_worker_never_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(local, "WORKER", "pass")
+    executor = LocalExecutor(1)
+    executor._workers[0].wait(timeout=60)
+    executor._closed = True  # so that the dead one is not replaced, as when it dies while we close
+    future = executor.submit(tmp_path)
+    assert "the worker process died" in str(future.exception(timeout=60))
+    watched(executor.close)

@@ -319,6 +319,14 @@ def test_weights_that_are_not_those_of_the_record_are_refused(laid: Callable[...
         Finished(folder).tensors(WEIGHTS)
 
 
+def test_folder_is_laid_anew_with_its_state_and_without_partial_files(laid: Callable[..., Path]) -> None:
+    folder = laid(Number(value=3.0))
+    (folder / "state.pt").write_bytes(b"to be resumed")
+    (folder / ".state.pt.4711.part").write_bytes(b"cut sho")
+    assert laid(Number(value=3.0)) == folder
+    assert names(folder) == {"spec.json", "state.pt"}
+
+
 @pytest.mark.parametrize("content", [None, b"", b"cut sho", b"PK\x03\x04"])
 def test_state_that_does_not_read_counts_as_none(laid: Callable[..., Path], content: bytes | None) -> None:
     folder = laid(Number(value=3.0))
