@@ -46,9 +46,11 @@ if X86:
     SOURCES["csrc/cpu/kernel_avx2.cpp"] = [*KERNEL_FLAGS, "-DKD_HAVE_AVX2", "-mavx2"]
 
 
-def sources_digest() -> str:
-    """Version of the kernels' sources: part of every stage's identity, since they decide the last bits of a loss."""
-    digest = hashlib.sha256()
+def sources_digest(tools: Toolchain) -> str:
+    """Version of the kernels, part of every stage's identity: whatever can decide the last bits of a loss."""
+    compiler = subprocess.run([*tools.cxx, "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
+    flags = [KERNEL_FLAGS, tools.cxxflags, tools.ldflags, compiler.splitlines()[:1]]
+    digest = hashlib.sha256(repr(flags).encode())
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.is_file() and path.parent.name != "test":
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
@@ -183,7 +185,7 @@ class BuildNative(build_ext):
         try:
             if flag("KDBENCH_NO_EXT"):
                 raise CannotBuild("KDBENCH_NO_EXT was set when the package was built")
-            record = {**self._build(target), "sources": sources_digest()}
+            record = self._build(target)
         except CannotBuild as error:
             if flag("KDBENCH_REQUIRE_EXT"):
                 raise SystemExit(f"kdbench: KDBENCH_REQUIRE_EXT is set, but no extension was built: {error}") from None
@@ -201,7 +203,13 @@ class BuildNative(build_ext):
         (folder / "build.ninja").write_text(ninja_file(tools, folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         run([find_ninja(), "-C", str(folder), *jobs], "the native kernels do not compile")
-        return {"built": True, "reason": None, "compiler": shlex.join(tools.cxx), "openmp": tools.openmp}
+        return {
+            "built": True,
+            "reason": None,
+            "compiler": shlex.join(tools.cxx),
+            "openmp": tools.openmp,
+            "sources": sources_digest(tools),
+        }
 
     def copy_extensions_to_source(self) -> None:
         """In-place and editable builds: bring the record along, and let no extension of an earlier build survive it."""

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
-from kdbench.code import code_version
 from kdbench.component import load_object
 from kdbench.data import DataRef, Progress, default_cache
 from kdbench.environment import environment
@@ -35,12 +34,31 @@ from kdbench.store import Store, default_store
 from kdbench.study import Lab
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from kdbench.executors import Executor
 
 __all__ = ["Silent", "prepare", "reproduce"]
 
 DEFAULT_SEEDS = {"smoke": 1, "laptop": 5, "full": 5}
 DEVICES = ("auto", "cpu", "cuda")
+
+
+class Options(TypedDict, total=False):
+    """What :func:`reproduce` takes beside the paper; defaults and meaning stand there."""
+
+    tier: str
+    dataset: str | None
+    data_dir: str | Path | None
+    protocol: str
+    seeds: int | Sequence[int] | None
+    device: str
+    workers: int | None
+    threads: int
+    claims: str
+    store: str | Path | None
+    executor: str
+    progress: Progress | None
 
 
 class Silent:
@@ -123,7 +141,7 @@ def prepare(
     return Prepared(facts, request, build_plan(lab, claims), Store(Path(store) if store else default_store()))
 
 
-def reproduce(paper: str, *, listener: Listener | None = None, **options: Any) -> Reproduction:
+def reproduce(paper: str, *, listener: Listener | None = None, **options: Unpack[Options]) -> Reproduction:
     """Train what a paper trained and judge its claims. Finished stages are reused; a killed run resumes.
 
     Parameters
@@ -192,7 +210,7 @@ def _begin(prepared: Prepared) -> RunFile:
     while (prepared.store.runs / run_id).exists():
         number += 1
         run_id = f"{base}-{number}"
-    code = code_version(next(iter(plan.specs.values())).stage) if plan.specs else ""
+    code = next(iter(plan.specs.values())).code if plan.specs else ""
     return RunFile(
         id=run_id,
         status="running",
@@ -224,6 +242,12 @@ def _locate(request: Request, fetch: bool, progress: Progress | None) -> DataRef
     dataset = registry().dataset(request.dataset)
     cache = default_cache()
     data_dir = None if request.data_dir is None else Path(request.data_dir)
+    if dataset.embedded and data_dir is not None:
+        others = [name for name in registry().paper(request.paper).datasets if not registry().dataset(name).embedded]
+        raise KdbenchError(
+            f"{dataset.title} is generated and takes no --data-dir",
+            cure=f"name the data set that lies there: --dataset {' or '.join(others) or '...'}",
+        )
     if not fetch and data_dir is None and not dataset.at_hand(cache):
         return dataset.expected()
     ref: DataRef = load_object(dataset.locate)(data_dir, cache, progress)

@@ -1,7 +1,8 @@
 """The version of the code that computes numbers, so that a stage made by other code is never taken for the same.
 
-Hashed are the rooms of kdbench whose code can change a number, the modules that a stage's own components live in, the
-sources of the native kernels, and torch's version. Nothing is imported: files are read as they lie.
+Hashed are the rooms of kdbench whose code can change a number, the packages that a stage's own components and its
+data's loader live in, the sources and flags of the native kernels, and torch's version. Nothing is imported: files are
+read as they lie.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ __all__ = ["code_version"]
 ROOMS = ("losses.py", "ops", "data", "networks", "training", "stages", "stage.py")
 
 
-def code_version(stage: dict[str, Any]) -> str:
-    """Version of all code that the packed ``stage`` runs, 64 bits as hexadecimal."""
-    modules = {path.partition(":")[0] for path in _types(stage)}
-    own = sorted(name for name in modules if name.partition(".")[0] != "kdbench")
+def code_version(stage: dict[str, Any], loader: str = "") -> str:
+    """Version of all code that a stage runs, 64 bits as hexadecimal.
+
+    Parameters
+    ----------
+    stage : the packed stage; the packages of all its components count.
+    loader : import path of what loads its data, whose package counts too.
+    """
+    modules = {path.partition(":")[0] for path in (*_types(stage), loader) if path}
+    own = sorted({name.partition(".")[0] for name in modules} - {"kdbench"})
     digest = hashlib.sha256(_kdbench().encode())
     for name in own:
-        digest.update(_module(name))
+        digest.update(_package(name))
     return digest.hexdigest()[:16]
 
 
@@ -47,13 +54,18 @@ def _kdbench() -> str:
 
 
 @cache
-def _module(name: str) -> bytes:
+def _package(name: str) -> bytes:
+    """Every source file of a plugin's package: a component may call any helper in it."""
     try:
         found = importlib.util.find_spec(name)
-        origin = found.origin if found else None
+        origin, folders = (found.origin, found.submodule_search_locations) if found else (None, None)
     except ValueError:  # __main__ of a script or a notebook has no spec, and not always a file
-        origin = getattr(sys.modules[name], "__file__", None)
-    return name.encode() + (Path(origin).read_bytes() if origin else b"")
+        origin, folders = getattr(sys.modules[name], "__file__", None), None
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.py")) if folders else []
+    digest = hashlib.sha256(name.encode())
+    for file in files or ([Path(origin)] if origin else []):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.digest()
 
 
 def _torch() -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kdbench.ops import build_info, implementation
 from kdbench.record import Environment
 
 __all__ = ["environment", "processor"]
@@ -15,13 +17,10 @@ __all__ = ["environment", "processor"]
 
 def environment(*, device: str, threads: int, code: str) -> Environment:
     """The environment of this process. Imports torch only to name a device other than the CPU."""
-    from kdbench.ops import build_info, implementation
-
-    info = build_info()
     name = processor() if device == "cpu" else _device(device)
     return Environment(
         kdbench=_version("kdbench"),
-        commit=str(info.get("commit", "")),
+        commit=_commit(),
         code=code,
         python=platform.python_version(),
         torch=_version("torch"),
@@ -31,7 +30,7 @@ def environment(*, device: str, threads: int, code: str) -> Environment:
         cores=os.cpu_count() or 1,
         threads=threads,
         device=f"{device}: {name}",
-        ops=implementation(),
+        ops=implementation() if device == "cpu" else "reference",  # the native kernels are for the CPU
     )
 
 
@@ -45,6 +44,21 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+@cache
+def _commit() -> str:
+    """The commit of the code that runs: asked of git where the package is a checkout, else what it was built from."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return str(build_info()["commit"])
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 @cache

@@ -111,7 +111,7 @@ def select_claims(paper: Paper, wanted: str) -> tuple[Claim, ...]:
         return paper.claims
     if wanted == "core":
         return tuple(claim for claim in paper.claims if claim.core)
-    ids = [part.strip() for part in wanted.split(",") if part.strip()]
+    ids = dict.fromkeys(part.strip() for part in wanted.split(",") if part.strip())
     chosen = []
     for claim_id in ids:
         claim = paper.claim(claim_id)

@@ -161,7 +161,7 @@ class Reproduction:
                     claim,
                     samples,
                     reported,
-                    scale="paper" if self.run.request.tier == "full" else "toy",
+                    scale="paper" if self._at_paper_scale() else "toy",
                     not_comparable=self.not_comparable(claim),
                     seeds=len(self.run.request.seeds),
                 )
@@ -175,7 +175,7 @@ class Reproduction:
         tables = [table for table in self.run.facts.tables if table.comparable]
         if self.run.data.note:
             reasons.append(self.run.data.note)
-        if not any(request.dataset in cell.cell.split("/") for table in tables for cell in table.cells):
+        if not self._on_reported_data():
             reasons.append(f"the paper has no {self.run.data.title}")
         if request.tier != "full":
             reasons.append(f"tier {request.tier} is not the paper's scale")
@@ -183,6 +183,15 @@ class Reproduction:
         if any(table.id in touched and request.protocol not in table.comparable for table in tables):
             reasons.append(f"protocol {request.protocol} is not the paper's")
         return reasons
+
+    def _on_reported_data(self) -> bool:
+        """Whether a table that may stand beside ours reports numbers on this data set."""
+        tables = [table for table in self.run.facts.tables if table.comparable]
+        return any(self.run.request.dataset in cell.cell.split("/") for table in tables for cell in table.cells)
+
+    def _at_paper_scale(self) -> bool:
+        """Whether a gain measured here speaks about what the paper trained: its scale, on its data."""
+        return self.run.request.tier == "full" and self._on_reported_data() and not self.run.data.note
 
     def summaries(self) -> dict[str, Summary]:
         """n, mean, spread and interval of every measured cell, in the order of measurement."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from filelock import FileLock
 
+from kdbench.code import code_version
 from kdbench.component import Component, unpack
 from kdbench.data.base import DataRef
 from kdbench.errors import KdbenchError, StageError
@@ -207,6 +208,7 @@ def execute(folder: Path) -> None:
         if (folder / "record.json").exists():
             return
         spec = read_spec(folder)
+        _check_code(spec)
         started = time.perf_counter()
         work = Work(folder, spec)
         outcome = _run(spec, work)
@@ -258,6 +260,19 @@ def _run(spec: Spec, work: Work) -> Outcome:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
     return outcome
+
+
+def _check_code(spec: Spec) -> None:
+    # Known only here, with torch and the kernels loaded: what runs must be what the stage's identity says.
+    import torch  # noqa: F401
+
+    found = code_version(spec.stage, spec.data.load)
+    if found != spec.code:
+        raise StageError(
+            f"the code here is version {found}, the plan was made for {spec.code}",
+            where=spec.label,
+            cure="did it change since the run began, or do the kernels not load? run again, or see 'kdbench doctor'",
+        )
 
 
 def _check_finite(outcome: Outcome, label: str) -> None:

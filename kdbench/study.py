@@ -192,7 +192,7 @@ class Lab:
             tier=self.tier,
             device=self.device,
             threads=self.threads,
-            code=code_version(packed),
+            code=code_version(packed, self.data.load),
             data=self.data,
             inputs={role: node.spec.hash for role, node in (inputs or {}).items()},
             label=f"{label} seed {seed}",

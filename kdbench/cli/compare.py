@@ -110,6 +110,7 @@ def _show(runs: list[Reproduction], rows: list[dict[str, Any]]) -> None:
     show_grid(out, Grid("the same cells in two runs", note, columns, body), "Compared", "cyan")
     for name, (left, right) in _differs(*runs).items():
         out.print(f"  {name}: {left} | {right}", highlight=False)
-    for one, other in zip(runs[0].claim_verdicts(), runs[1].claim_verdicts(), strict=False):
-        if one.claim == other.claim:
-            out.print(f"  {one.claim}: {one.gain_phrase} | {other.gain_phrase}", highlight=False)
+    words = {(verdict.claim, verdict.title): verdict.gain_phrase for verdict in runs[1].claim_verdicts()}
+    for verdict in runs[0].claim_verdicts():
+        other = words.get((verdict.claim, verdict.title), "not asked for")
+        out.print(f"  {verdict.claim}: {verdict.gain_phrase} | {other}", highlight=False)

@@ -41,9 +41,10 @@ def _examine(store: str | None) -> dict[str, dict[str, Any]]:
     while not folder.exists():
         folder = folder.parent
     cuda = torch.cuda.is_available()
+    here = msgspec.to_builtins(environment(device="cpu", threads=1, code=""))
     return {
         "environment": {
-            **msgspec.to_builtins(environment(device="cpu", threads=1, code="")),
+            **{name: value for name, value in here.items() if name not in ("code", "threads", "device")},
             "torch_threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if cuda else f"none (torch built for CUDA: {torch.version.cuda})",
         },

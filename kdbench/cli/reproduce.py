@@ -65,4 +65,5 @@ def _ask(prepared: Prepared) -> None:
     show_plan(notes, prepared)
     if not sys.stdin.isatty():
         raise KdbenchError("a full-tier run is not started without a yes", cure="add --yes once the price is right")
-    click.confirm("Start it?", abort=True, err=True)
+    if not click.confirm("Start it?", err=True):
+        raise KdbenchError("nothing was started", cure="smaller: --tier laptop, fewer --seeds, or one of --claims")

@@ -33,6 +33,7 @@ class LocalExecutor:
         self.slots = workers
         self._threads = threads
         self._closed = False
+        self._answered = False
         self._queue: queue.Queue[tuple[Path, Future[None]] | None] = queue.Queue()
         self._workers = [self._start() for _ in range(workers)]  # all at once: importing torch takes seconds
         self._servers = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(workers)]
@@ -101,6 +102,7 @@ class LocalExecutor:
         except msgspec.DecodeError:  # killed in the middle of its answer
             worker.kill()
             return self._lost(index, folder)
+        self._answered = True
         if not answer:
             return None
         error = StageError(answer["what"], where=answer["where"], cure=answer["cure"])
@@ -111,8 +113,7 @@ class LocalExecutor:
         code = self._workers[index].wait()
         if not self._closed:
             self._workers[index] = self._start()
-        return StageError(
-            f"the worker process died (exit status {code})",
-            where=folder,
-            cure="out of memory? try fewer --workers; run again to resume the stage",
-        )
+        cure = "out of memory? try fewer --workers; run again to resume the stage"
+        if not self._answered:
+            cure = "none has answered yet: read what it printed above, and see 'kdbench doctor'"
+        return StageError(f"the worker process died (exit status {code})", where=folder, cure=cure)

@@ -51,7 +51,3 @@ def _listen(requests: queue.Queue[bytes]) -> None:
     for line in sys.stdin.buffer:
         requests.put(line)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

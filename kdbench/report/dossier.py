@@ -10,9 +10,9 @@ import msgspec
 
 from kdbench.errors import KdbenchError
 from kdbench.files import atomic_write, disk_errors
-from kdbench.paper import PROTOCOLS, TIERS, Claim
+from kdbench.paper import PROTOCOLS, TIERS
 from kdbench.record import Record
-from kdbench.report.grids import Grid, claim_grids, conditions, measured_grids, reported_grids
+from kdbench.report.grids import Grid, claim_grids, conditions, margins, measured_grids, reported_grids
 from kdbench.result import Reproduction, read_run, write_run
 from kdbench.store import Store
 
@@ -118,7 +118,7 @@ def _section(result: Reproduction) -> dict[str, Any]:
         "fingerprint": run.data.fingerprint,
         "verdicts": result.claim_verdicts(),
         "sources": {claim.id: f"{claim.source}; certainty: {claim.certainty}" for claim in run.facts.claims},
-        "margins": {claim.id: _margins(claim) for claim in run.facts.claims},
+        "margins": {claim.id: f"{margins(claim)}. {claim.margin_reason}".strip() for claim in run.facts.claims},
         "measured": measured_grids(result),
         "statistics": [grid for grid in claim_grids(result) if grid.rows],
         "deviations": [
@@ -139,14 +139,6 @@ def _section(result: Reproduction) -> dict[str, Any]:
         "failures": run.failures,
         "command": _command(result),
     }
-
-
-def _margins(claim: Claim) -> str:
-    value = f"values within {claim.value_margin:g} count as equal" if claim.value_margin else "no value margin"
-    reason = f" {claim.margin_reason}" if claim.margin_reason else ""
-    return (
-        f"{claim.metric} ({claim.unit}), smallest gain that matters {claim.gain_margin:g}, {value}; level 5 %.{reason}"
-    )
 
 
 def _untested(verdict: Any) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kdbench.paper import ReportedTable
+from kdbench.paper import Claim, ReportedTable
 from kdbench.result import Reproduction
 from kdbench.verdict import Summary
 
-__all__ = ["Grid", "claim_grids", "conditions", "measured_grids", "number", "reported_grids"]
+__all__ = ["Grid", "claim_grids", "conditions", "margins", "measured_grids", "number", "reported_grids"]
 
 
 class Grid(NamedTuple):
@@ -38,6 +38,12 @@ def conditions(result: Reproduction) -> str:
         f"{run.data.title}, tier {run.request.tier}, protocol {run.request.protocol}, "
         f"kdbench {run.environment.kdbench}{commit}"
     )
+
+
+def margins(claim: Claim) -> str:
+    """What was declared about the claim before the run."""
+    value = f"values within {claim.value_margin:g} count as equal" if claim.value_margin else "no value margin"
+    return f"{claim.metric} ({claim.unit}); the smallest gain that matters is {claim.gain_margin:g}; {value}; level 5 %"
 
 
 def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:

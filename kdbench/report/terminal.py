@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdbench.paper import Deviation
-from kdbench.report.grids import Grid, conditions, measured_grids, reported_grids
+from kdbench.report.grids import Grid, conditions, margins, measured_grids, number, reported_grids
 from kdbench.result import Reproduction
 
 __all__ = ["COLOURS", "show_deviations", "show_grid", "show_result"]
@@ -79,6 +79,10 @@ def show_deviations(console: Console, deviations: Iterable[Deviation], protocol:
 
 def _show_verdicts(console: Console, result: Reproduction) -> None:
     console.print(f"[bold]Verdicts[/] [dim]({escape(conditions(result))})[/]")
+    console.print(
+        f"[dim]protocol {result.run.request.protocol}: {escape(result.run.facts.protocol)}[/]", highlight=False
+    )
+    declared = {claim.id: claim for claim in result.run.facts.claims}
     for verdict in result.claim_verdicts():
         colour = COLOURS.get(verdict.gain_word, "bold")
         console.print(f"  [bold]{verdict.claim}[/] {escape(verdict.title)}", highlight=False)
@@ -86,4 +90,7 @@ def _show_verdicts(console: Console, result: Reproduction) -> None:
         colour = COLOURS.get(verdict.value_word, "bold")
         # The full reason is the same for most claims; 'not comparable' always says why.
         console.print(f"     value: [{colour}]{verdict.value_word}[/]: {escape(verdict.value_reason)}", highlight=False)
+        evidence = f"{margins(declared[verdict.claim])}; p = {number(verdict.p_support, 3) or 'none'} that there is no "
+        evidence += f"gain, {number(verdict.p_contradict, 3) or 'none'} that it is as large as would matter"
+        console.print(f"     [dim]{escape(evidence)}[/]", highlight=False)
     console.print()

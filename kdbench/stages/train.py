@@ -91,7 +91,7 @@ def _statistics(recipe: Recipe, train: Split) -> tuple[list[float], list[float]]
     return list(recipe.statistics[:half]), list(recipe.statistics[half:])
 
 
-def _teacher(work: Work, train: Split) -> loop.Teacher:
+def _teacher(work: Work, train: Split) -> loop.TeacherLogits:
     """Cached logits where the teacher stage left them (inputs never change), the frozen network itself otherwise."""
     import torch
 

@@ -22,10 +22,10 @@ from kdbench.training.objectives import Objective
 from kdbench.training.recipe import Recipe
 from kdbench.training.seeds import derive_seed
 
-__all__ = ["Checkpoints", "History", "Teacher", "fit"]
+__all__ = ["Checkpoints", "History", "TeacherLogits", "fit"]
 
 
-class Teacher(Protocol):
+class TeacherLogits(Protocol):
     """Logits ``[n, C]`` of a frozen teacher for a batch: looked up (inputs never change) or computed."""
 
     def __call__(self, inputs: Tensor, indices: Tensor) -> Tensor: ...
@@ -55,7 +55,7 @@ def fit(
     *,
     seed: int,
     checkpoints: Checkpoints,
-    teacher: Teacher | None = None,
+    teacher: TeacherLogits | None = None,
     selection: Split | None = None,
 ) -> History:
     """Train ``model`` in place and leave it with the selected epoch's weights.
@@ -81,8 +81,9 @@ def fit(
     for epoch in range(first, recipe.epochs):
         checkpoints.progress(epoch, recipe.epochs)
         torch.manual_seed(derive_seed(seed, "torch", epoch))  # for networks with randomness of their own
-        curves["lr"].append(recipe.optimizer.lr * recipe.schedule.factor(epoch, epoch / recipe.epochs, recipe.epochs))
-        curves["loss"].append(_epoch(model, optimizer, train, recipe, objective, teacher, seed, epoch))
+        loss, rate = _epoch(model, optimizer, train, recipe, objective, teacher, seed, epoch)
+        curves["loss"].append(loss)
+        curves["lr"].append(rate)
         if selection is not None:
             _keep_best(model, selection, epoch, curves, best)
         if epoch + 1 < recipe.epochs and checkpoints.state_due():
@@ -106,11 +107,13 @@ def _epoch(
     train: Split,
     recipe: Recipe,
     objective: Objective,
-    teacher: Teacher | None,
+    teacher: TeacherLogits | None,
     seed: int,
     epoch: int,
-) -> float:
+) -> tuple[float, float]:
+    """Mean loss of the epoch, and the rate that the optimiser really had at its first step."""
     model.train()
+    rates: list[float] = []
     total = torch.zeros((), dtype=torch.float64, device=train.labels.device)
     steps = math.ceil(len(train.labels) / recipe.batch_size)
     for step, batch in enumerate(_batches(train, recipe, teacher, seed, epoch)):
@@ -121,6 +124,7 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
         total += loss.detach() * len(batch.labels)
     mean = total.item() / len(train.labels)
     if not math.isfinite(mean):
@@ -128,10 +132,10 @@ def _epoch(
             f"the loss is {mean} in epoch {epoch + 1} of {recipe.epochs}",
             cure=f"lower the learning rate (now {recipe.optimizer.lr:g}) or check the inputs and the objective",
         )
-    return mean
+    return mean, rates[0]
 
 
-def _batches(train: Split, recipe: Recipe, teacher: Teacher | None, seed: int, epoch: int) -> Iterator[Batch]:
+def _batches(train: Split, recipe: Recipe, teacher: TeacherLogits | None, seed: int, epoch: int) -> Iterator[Batch]:
     device = train.labels.device
     order = torch.randperm(len(train.labels), generator=_generator(seed, "order", epoch)).to(device)
     augment = _augmentation(recipe, _generator(seed, "augment", epoch))

@@ -10,8 +10,8 @@ import msgspec
 from kdbench.errors import KdbenchError, unknown
 from kdbench.paper import Claim, ReportedCell
 from kdbench.verdict import sentence
-from kdbench.verdict.gain import LEVEL, GainTest, Outcome, decide, judge_gain, seeds_needed
-from kdbench.verdict.summary import Samples
+from kdbench.verdict.gain import LEVEL, GainOutcome, GainTest, decide, judge_gain, seeds_needed
+from kdbench.verdict.summary import Samples, adjusted_minimum
 from kdbench.verdict.value import ValueTest, ValueWord, judge_value, value_word
 
 __all__ = ["ClaimVerdict", "GainWord", "Scale", "judge"]
@@ -23,7 +23,7 @@ GainWord = Literal[
     "smaller than the margin", "not tested",
 ]  # fmt: skip
 
-_AT_PAPER_SCALE: dict[Outcome, GainWord] = {
+_AT_PAPER_SCALE: dict[GainOutcome, GainWord] = {
     "supported": "reproduced",
     "contradicted": "not reproduced",
     "not resolved": "inconclusive",
@@ -139,7 +139,7 @@ def judge(
     )
     why = claim.not_tested or sentence.unmeasured(tests, samples)
     p_support, p_contradict = _combine(tests)
-    outcome: Outcome = "not tested" if why else decide(p_support, p_contradict)
+    outcome: GainOutcome = "not tested" if why else decide(p_support, p_contradict)
     more_seeds = _more_seeds(tests) if outcome == "not resolved" else None
     word: ValueWord = "not tested" if why and not any(test.n for test in values) else value_word(values)
     if not_comparable:
@@ -162,15 +162,6 @@ def judge(
         more_seeds=more_seeds,
         sentence=line,
     )
-
-
-def adjusted_minimum(ps: Sequence[float]) -> float:
-    """The smallest of ``ps`` after Holm's adjustment: the p of "at least one of these is true".
-
-    Holm multiplies the smallest p by their number, so no more is needed here. statsmodels' ``multipletests`` says the
-    same (the tests hold it against this) but collects garbage on every call, 40 ms each in a process of this size.
-    """
-    return min(1.0, len(ps) * min(ps))
 
 
 def _combine(tests: Grouped) -> tuple[float | None, float | None]:

@@ -15,7 +15,7 @@ from kdbench.errors import KdbenchError
 from kdbench.paper import Comparison
 from kdbench.verdict.summary import Samples, finite, interval, p_above, p_below, spread
 
-__all__ = ["LEVEL", "POWER", "GainTest", "Outcome", "decide", "judge_gain", "seeds_needed"]
+__all__ = ["LEVEL", "POWER", "GainOutcome", "GainTest", "decide", "judge_gain", "seeds_needed"]
 
 LEVEL = 0.05
 """Level of every one-sided test: how often a verdict may be wrong where the truth lies on its boundary."""
@@ -23,7 +23,7 @@ LEVEL = 0.05
 POWER = 0.80
 """Chance with which the advised number of seeds would decide."""
 
-Outcome = Literal["supported", "contradicted", "smaller than the margin", "not resolved", "not tested"]
+GainOutcome = Literal["supported", "contradicted", "smaller than the margin", "not resolved", "not tested"]
 
 
 class GainTest(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +62,7 @@ class GainTest(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None = None
     p_support: float | None = None
     p_contradict: float | None = None
-    outcome: Outcome = "not tested"
+    outcome: GainOutcome = "not tested"
     more_seeds: int | None = None
 
 
@@ -121,7 +121,7 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float) -> Ga
     )
 
 
-def decide(p_support: float | None, p_contradict: float | None) -> Outcome:
+def decide(p_support: float | None, p_contradict: float | None) -> GainOutcome:
     """The word for a pair of one-sided tests at the 5 % level.
 
     Both can be significant at once: the gain is then real (above 0) and yet below the margin that was declared to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kdbench.verdict.gain import GainTest, Outcome
+from kdbench.verdict.gain import GainOutcome, GainTest
 from kdbench.verdict.summary import Samples
 from kdbench.verdict.value import ValueTest, ValueWord
 
@@ -40,7 +40,7 @@ def unmeasured(tests: Grouped, samples: Samples) -> str:
 
 
 def of_claim(
-    outcome: Outcome,
+    outcome: GainOutcome,
     tests: Grouped,
     ps: tuple[float | None, float | None],
     more_seeds: int | None,
@@ -63,7 +63,7 @@ def of_claim(
     test = flat[chosen]
     line = of_gain(test, unit=unit, seeds=seeds, names=names[chosen])
     if len(flat) > 1:
-        line = f"Of {len(flat)} comparisons this one decides: {line}"
+        line = f"Of {len(flat)} comparisons the critical one: {line}"
     missing = [" against ".join(pair) for pair, other in zip(names, flat, strict=True) if other.n == 0]
     if missing:
         line += f"; without a result: {_listed(missing)}"
@@ -112,7 +112,9 @@ def of_values(
         return "the paper reports no number for these cells, or it was never read"
     if word == "not tested":
         return why_not_tested or "none of the reported cells was measured"
-    lines = [_of_value(test, unit) for test in tests if test.word == word]
+    # A cell that is off by itself, but not at a p that holds for all cells together, leaves the claim open.
+    open_words = {"inconclusive", "not reproduced"} if word == "inconclusive" else {word}
+    lines = [_of_value(test, unit) for test in tests if test.word in open_words]
     return _listed(lines, between="; ")
 
 
@@ -127,7 +129,7 @@ def _of_value(test: ValueTest, unit: str) -> str:
     return f"{pair} ({between}, margin {test.margin:g}, n={test.n})"
 
 
-def _deciding(outcome: Outcome, tests: Grouped) -> int:
+def _deciding(outcome: GainOutcome, tests: Grouped) -> int:
     """Position, in the flat list, of the weakest link of the strongest alternative.
 
     For a contradiction: of the clearest break in the least broken alternative.
@@ -159,7 +161,7 @@ def _names(tests: Sequence[GainTest]) -> list[tuple[str, str]]:
     return [("/".join(test.left.split("/")[shared:]), "/".join(test.right.split("/")[shared:])) for test in tests]
 
 
-def _what_the_whole_lacks(whole: Outcome, one: Outcome, ps: tuple[float | None, float | None]) -> str:
+def _what_the_whole_lacks(whole: GainOutcome, one: GainOutcome, ps: tuple[float | None, float | None]) -> str:
     """Says so where a comparison is significant alone and the claim, with more to answer for, is not."""
     lines = ""
     for words, preposition, p in (

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.weightstats import DescrStatsW
 
-__all__ = ["Samples", "Summary", "finite", "interval", "p_above", "p_below", "spread", "summarise"]
+__all__ = ["Samples", "Summary", "adjusted_minimum", "finite", "interval", "p_above", "p_below", "spread", "summarise"]
 
 Samples = Mapping[str, Mapping[int, float]]
 """Measured values, ``samples[cell][seed]``, in the unit of the claim's metric."""
@@ -79,3 +79,12 @@ def p_above(values: Values, bound: float) -> float:
 def p_below(values: Values, bound: float) -> float:
     """p of the one-sided t-test that the mean lies below ``bound``; H0: mean >= bound."""
     return float(DescrStatsW(values).ttest_mean(bound, alternative="smaller")[1])
+
+
+def adjusted_minimum(ps: Sequence[float]) -> float:
+    """The smallest of ``ps`` after Holm's adjustment: the p of "at least one of these is true".
+
+    Holm multiplies the smallest p by their number, so no more is needed here. statsmodels' ``multipletests`` says the
+    same (the tests hold it against this) but collects garbage on every call, 40 ms each in a process of this size.
+    """
+    return min(1.0, len(ps) * min(ps))

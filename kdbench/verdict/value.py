@@ -10,7 +10,7 @@ import msgspec
 
 from kdbench.errors import KdbenchError
 from kdbench.verdict.gain import LEVEL
-from kdbench.verdict.summary import finite, interval, p_above, p_below, spread
+from kdbench.verdict.summary import adjusted_minimum, finite, interval, p_above, p_below, spread
 
 __all__ = ["CellWord", "ValueTest", "ValueWord", "judge_value", "value_word"]
 
@@ -30,6 +30,7 @@ class ValueTest(msgspec.Struct, frozen=True, kw_only=True):
     margin : half-width within which the mean counts as equal to ``target``.
     low, high : two-sided 90 % t interval of ``mean - target``; the word follows from where it lies.
     p : the larger of the two one-sided p of the equivalence test, H0: the mean is ``margin`` or more away.
+    p_beyond : one-sided p, H0: the mean is no more than ``margin`` away on the worse side.
     word : ``reproduced``: the interval lies within the margin. ``exceeds``: it lies wholly beyond the margin on the
         better side. ``not reproduced``: wholly beyond on the worse side. Otherwise ``inconclusive``. ``not
         comparable``: no test was made, ``reasons`` say why.
@@ -43,6 +44,7 @@ class ValueTest(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    p_beyond: float | None = None
     word: CellWord = "inconclusive"
     reasons: tuple[str, ...] = ()
 
@@ -88,21 +90,24 @@ def judge_value(
         return msgspec.structs.replace(test, reasons=(why,))
     bottom, top = target - margin, target + margin
     p = max(p_above(values, bottom), p_below(values, top))
+    above, below = p_above(values, top), p_below(values, bottom)
+    p_beyond = below if higher_is_better else above
     low, high = interval(values, 1.0 - 2.0 * LEVEL)
     word: CellWord = "inconclusive"
     if p <= LEVEL:
         word = "reproduced"
-    elif p_above(values, top) <= LEVEL:
-        word = "exceeds" if higher_is_better else "not reproduced"
-    elif p_below(values, bottom) <= LEVEL:
-        word = "not reproduced" if higher_is_better else "exceeds"
-    return msgspec.structs.replace(test, low=low - target, high=high - target, p=p, word=word)
+    elif p_beyond <= LEVEL:
+        word = "not reproduced"
+    elif min(above, below) <= LEVEL:
+        word = "exceeds"
+    return msgspec.structs.replace(test, low=low - target, high=high - target, p=p, p_beyond=p_beyond, word=word)
 
 
 def value_word(tests: Sequence[ValueTest]) -> ValueWord:
     """The word for a claim, from the tests of all its cells that the paper reports a number for.
 
-    One cell that is not reproduced decides; ``exceeds`` needs every other cell to be reproduced or to exceed.
+    ``reproduced`` needs every cell to be (intersection-union); ``not reproduced`` needs one cell that is not, at a p
+    that holds for all cells together (Holm); ``exceeds`` needs every other cell to be reproduced or to exceed.
     """
     words = {test.word for test in tests}
     if not words:
@@ -111,9 +116,10 @@ def value_word(tests: Sequence[ValueTest]) -> ValueWord:
         return "not comparable"
     if all(test.n == 0 for test in tests):
         return "not tested"
-    if "not reproduced" in words:
+    ps = [test.p_beyond for test in tests if test.p_beyond is not None]
+    if ps and adjusted_minimum(ps) <= LEVEL:
         return "not reproduced"
-    if "inconclusive" in words:
+    if {"inconclusive", "not reproduced"} & words:
         return "inconclusive"
     return "exceeds" if "exceeds" in words else "reproduced"
 

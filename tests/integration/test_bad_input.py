@@ -62,6 +62,14 @@ def reused(toy, *request):
     return {s["label"] for s in lines if s["reused"]}, {s["label"] for s in lines if not s["reused"]}
 
 
+def test_local_data_for_a_generated_data_set_is_a_mistake(store, tmp_path):
+    """Whoever forgets --dataset must not believe that their own data was used."""
+    done = inside("reproduce", "takd", "--tier", "smoke", "--data-dir", str(tmp_path), check=1)
+    assert "MNIST-1D is generated and takes no --data-dir" in complaint(done)
+    assert "--dataset cifar10 or cifar100" in complaint(done)
+    assert not list(store.glob("stages/*"))
+
+
 # ------------------------------------------------------------------------------------------------------ unknown names
 
 UNKNOWN = {

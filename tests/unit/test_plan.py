@@ -225,3 +225,7 @@ def test_gate_of_the_paper_becomes_the_teachers_floor() -> None:
         assert lab.teacher(distilled, RECIPE).spec.stage["floor"] is None
         trials = [lab.train(TEACHER, seed=0, recipe=RECIPE, restart=restart) for restart in (0, 1)]
         assert lab.teacher(lab.choose(trials, by="test"), RECIPE).spec.stage["floor"] == floor
+
+
+def test_a_claim_asked_for_twice_is_judged_once() -> None:
+    assert [claim.id for claim in select_claims(toy_paper(), "C1, C1")] == ["C1"]

@@ -209,6 +209,12 @@ def test_toy_scale_never_says_reproduced() -> None:
     assert verdict.value_word == "not comparable"
 
 
+@pytest.mark.parametrize("data", [SUBSET, SIGNALS], ids=["unofficial", "another data set"])
+def test_full_tier_on_other_data_is_not_the_papers_scale(data: DataUsed) -> None:
+    (verdict,) = result(tier="full", data=data).claim_verdicts()
+    assert verdict.gain_phrase == "supported at this scale"
+
+
 def test_missing_values_are_counted_in_the_verdict() -> None:
     one = result(scratch=(None, 70.0, None, 69.9, 70.2))
     assert not one.complete

@@ -96,7 +96,7 @@ def test_everything_that_can_change_a_number_changes_the_hash() -> None:
 
 def test_code_changes_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     base = spec_of().hash
-    monkeypatch.setattr(kdbench.study, "code_version", lambda stage: "0" * 16)
+    monkeypatch.setattr(kdbench.study, "code_version", lambda stage, loader: "0" * 16)
     assert spec_of().hash != base
 
 
@@ -146,22 +146,38 @@ def test_hash_is_the_same_in_another_process() -> None:
     assert found == {lab.distil(STUDENT, teacher, seed=0, recipe=RECIPE, objective=OBJECTIVE).spec.hash}
 
 
-def test_code_version_follows_the_module_of_a_plugins_own_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["objective", "data"])
+@pytest.mark.parametrize("edited", ["own_parts/__init__.py", "own_parts/deep/helper.py"])
+def test_code_version_follows_every_file_of_a_plugins_package(
+    part: str, edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / "own_objective.py"
+    """A component, or the loader of a plugin's own data, may call any helper of its package."""
+    (tmp_path / "own_parts" / "deep").mkdir(parents=True)
+    (tmp_path / "own_parts" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    plain = pack(Train(network=STUDENT, recipe=RECIPE))
 
     def version(text: str) -> str:
-        module.write_text(text)
-        kdbench.code._module.cache_clear()
-        packed = pack(Train(network=STUDENT, recipe=RECIPE))
-        return code_version({**packed, "objective": {"type": "own_objective:Mine"}})
+        (tmp_path / edited).write_text(text)
+        kdbench.code._package.cache_clear()
+        if part == "data":
+            return code_version(plain, "own_parts:load")
+        return code_version({**plain, "objective": {"type": "own_parts:Mine"}})
 
     first = version("A = 1")
     assert version("A = 2") != first
     assert version("A = 1") == first
-    assert first != code_version(pack(Train(network=STUDENT, recipe=RECIPE)))
+    assert first != code_version(plain)
+
+
+def test_a_stage_planned_for_other_code_does_not_run(tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(spec_of(), code="0" * 16)
+    folder = tmp_path / spec.hash
+    folder.mkdir()
+    (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
+    with pytest.raises(StageError, match=r"the code here is version [0-9a-f]{16}, the plan was made for 0{16}"):
+        execute(folder)
+    assert not (folder / "record.json").exists()
 
 
 def test_code_version_of_a_part_defined_in_a_script() -> None:

@@ -230,7 +230,16 @@ def test_a_value_that_cannot_be_tested_says_why(measured: dict[int, float], marg
 )
 def test_the_value_word_of_a_claim(words: list[str], expected: str) -> None:
     blank = judge_value(TA, MDISTILLER, 76.32, margin=0.75)
-    assert value_word([msgspec.structs.replace(blank, word=word) for word in words]) == expected
+    ps = {"not reproduced": 0.001}
+    tests = [msgspec.structs.replace(blank, word=word, p_beyond=ps.get(word, 0.9)) for word in words]
+    assert value_word(tests) == expected
+
+
+def test_one_cell_beyond_the_margin_must_hold_for_all_cells_together() -> None:
+    blank = judge_value(TA, MDISTILLER, 76.32, margin=0.75)
+    barely = msgspec.structs.replace(blank, word="not reproduced", p_beyond=0.03)
+    assert value_word([barely]) == "not reproduced"
+    assert value_word([barely, blank]) == "inconclusive"
 
 
 # --- properties -------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 from kdbench.errors import KdbenchError
 from kdbench.paper import Claim, Comparison, ReportedCell
 from kdbench.verdict import ClaimVerdict, judge, seeds_needed
-from kdbench.verdict.claim import adjusted_minimum
 from kdbench.verdict.sentence import short_names
+from kdbench.verdict.summary import adjusted_minimum
 
 TA, BL, KD, OTHER = "table1/cnn/TAKD", "table1/cnn/BLKD", "table1/cnn/NOKD", "table1/cnn/X"
 
@@ -246,7 +246,7 @@ def test_comparisons_that_would_be_called_alike_are_told_apart() -> None:
     other = cells(around(0.1, 0.6), left="table1/resnet/TAKD", right="table1/resnet/BLKD")
     facts = claim((better(), better("table1/resnet/TAKD", "table1/resnet/BLKD")))
     verdict = run(facts, cells(around(0.5, 0.1)) | other)
-    assert "this one decides: resnet/TAKD - resnet/BLKD = +0.10" in verdict.sentence
+    assert "the critical one: resnet/TAKD - resnet/BLKD = +0.10" in verdict.sentence
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_short_names_keep_what_differs(left: str, right: str, expected: tuple[st
 def test_the_sentence_prefers_an_alternative_without_gaps() -> None:
     samples = cells(around(0.1, 0.6)) | cells(around(0.5, 0.1), left=KD, right=OTHER)
     verdict = run(claim((better(KD, OTHER), better(KD, "table1/cnn/none")), (better(),)), samples)
-    assert "this one decides: TAKD - BLKD = +0.10" in verdict.sentence
+    assert "the critical one: TAKD - BLKD = +0.10" in verdict.sentence
     assert "without a result: NOKD against none" in verdict.sentence
 
 
@@ -273,4 +273,4 @@ def test_a_contradiction_is_told_by_the_least_broken_alternative() -> None:
     samples = cells(around(-0.2, 0.1)) | cells(around(-5.0, 0.1), left=KD, right=OTHER)
     verdict = run(claim((better(KD, OTHER),), (better(),)), samples)
     assert verdict.gain_word == "contradicted"
-    assert "this one decides: TAKD - BLKD = -0.20" in verdict.sentence
+    assert "the critical one: TAKD - BLKD = -0.20" in verdict.sentence

@@ -99,6 +99,21 @@ def test_a_value_just_at_the_margin_is_seldom_decided(truth: float, wrong: str) 
     assert found > 0  # at the edge the level is used up: a test that never decides would be no test
 
 
+@pytest.mark.parametrize("cells", [2, 5])
+def test_several_values_just_at_the_margin_are_seldom_called_not_reproduced(cells: int) -> None:
+    """The claim as a whole is held at 5 %: without a correction five cells would be wrong in a fifth of the studies."""
+    names = [f"0/{cell}/{side}" for cell in range(3) for side in ("left", "right")][:cells]
+    claim = facts((3,))
+    paper = {name: ReportedCell(cell=name, value=60.0, certainty="paper", source="Table 1") for name in names}
+    values = np.random.default_rng(11).normal(60.0 - MARGIN, 0.2, (STUDIES, 6, SEEDS)).tolist()
+    found = 0
+    for study in values:
+        samples = {cell: dict(enumerate(study[i])) for i, cell in enumerate(claim.cells())}
+        found += judge(claim, samples, paper, scale="paper", seeds=SEEDS).value_word == "not reproduced"
+    assert found / STUDIES <= ALLOWED
+    assert found > 0
+
+
 def test_without_an_effect_the_level_is_used_up() -> None:
     """The p of a single comparison is exact: at the edge it is uniform, not merely cautious."""
     share = words((1,), gain=0.0)
