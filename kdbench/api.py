@@ -215,7 +215,7 @@ def _begin(prepared: Prepared) -> RunFile:
         id=run_id,
         status="running",
         request=request,
-        facts=facts_of(prepared.paper, plan.claims, request),
+        facts=facts_of(prepared.paper, plan.claims, request, plan.lab.axes),
         data=DataUsed(data.title, data.fingerprint, data.official, data.note, data.sizes),
         environment=environment(device=request.device, threads=request.threads, code=code),
         started=now.isoformat(timespec="seconds"),

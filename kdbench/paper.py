@@ -14,7 +14,7 @@ import csv
 import io
 import string
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from itertools import product
 from typing import Any, Literal
@@ -62,12 +62,13 @@ class Protocol(Fact, frozen=True):
 
 
 class ReportedCell(Fact, frozen=True):
-    """One number of the paper. ``value`` is None where the number was never read."""
+    """One number of the paper. ``value`` is None where the number was never read; ``printed`` is it as it was read."""
 
     cell: str
     value: float | None
     certainty: Certainty
     source: str
+    printed: str = ""
 
 
 class ReportedTable(Fact, frozen=True):
@@ -151,7 +152,8 @@ class Claim(Fact, frozen=True):
 class Deviation(Fact, frozen=True):
     """One ledger line: where the readings differ and what it does to the number.
 
-    Empty ``protocols``, ``tiers`` or ``datasets`` means all of them.
+    Empty ``protocols``, ``tiers`` or ``datasets`` means all of them. ``axes`` limits the line to values of the study's
+    own axes, for instance ``{family = ["resnet"]}``. ``here`` is what is run whatever the protocol says.
     """
 
     id: str
@@ -166,14 +168,30 @@ class Deviation(Fact, frozen=True):
     protocols: tuple[str, ...] = ()
     tiers: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    axes: dict[str, tuple[str, ...]] = {}
 
-    def applies(self, *, protocol: str, tier: str, dataset: str) -> bool:
-        """Whether the line concerns a run of this protocol, tier and data set."""
+    def applies(
+        self, *, protocol: str, tier: str, dataset: str, axes: Mapping[str, tuple[str, ...]] | None = None
+    ) -> bool:
+        """Whether the line concerns a run of this protocol, tier and data set.
+
+        Parameters
+        ----------
+        axes : the values that the run has of each axis of its study (``Lab.axes``). An axis that is not there limits
+            nothing.
+        """
+        run = axes or {}
         return (
             (not self.protocols or protocol in self.protocols)
             and (not self.tiers or tier in self.tiers)
             and (not self.datasets or dataset in self.datasets)
+            and all(not set(values).isdisjoint(run[name]) for name, values in self.axes.items() if name in run)
         )
+
+    def text(self, protocol: str) -> str:
+        """What the line says of a run of this protocol: what is run here, else its column, else the paper's text."""
+        columns = {"written": self.written, "released": self.released, "clean": self.clean}
+        return self.here or columns[protocol] or self.written
 
 
 class Gate(Fact, frozen=True):
@@ -273,6 +291,10 @@ class Paper(Fact, frozen=True):
                 raise KdbenchError(
                     f"claim {claim.id} needs either comparisons or a reason why it is not tested", where=where
                 )
+        for line in self.deviations:
+            for protocol in line.protocols or PROTOCOLS:
+                if not line.text(protocol):
+                    raise KdbenchError(f"deviation {line.id} says nothing of '{protocol}'", where=where)
         for tier in TIERS:
             if self.default_dataset.get(tier) not in self.datasets:
                 raise KdbenchError(f"tier '{tier}' has no default among the paper's data sets", where=where)
@@ -280,7 +302,7 @@ class Paper(Fact, frozen=True):
 
 def _cell(row: dict[str, str]) -> dict[str, Any]:
     value = (row["value"] or "").strip()
-    return {**row, "value": float(value) if value else None}
+    return {**row, "value": float(value) if value else None, "printed": value}
 
 
 def _placeholders(text: str) -> list[str]:

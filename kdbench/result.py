@@ -7,6 +7,7 @@ lines that apply), the request, and every measured value with the stages it came
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,8 +260,13 @@ class Reproduction:
         return data
 
 
-def facts_of(paper: Paper, claims: tuple[Claim, ...], request: Request) -> Facts:
-    """The facts that go into a run's file; ``claims`` are those it judges, the rest is listed as not asked for."""
+def facts_of(
+    paper: Paper, claims: tuple[Claim, ...], request: Request, axes: Mapping[str, tuple[str, ...]] | None = None
+) -> Facts:
+    """The facts that go into a run's file; ``claims`` are those it judges, the rest is listed as not asked for.
+
+    ``axes`` are the study's own, by which ledger lines may be limited.
+    """
     judged = {claim.id for claim in claims}
     return Facts(
         title=paper.title,
@@ -275,7 +281,7 @@ def facts_of(paper: Paper, claims: tuple[Claim, ...], request: Request) -> Facts
         deviations=tuple(
             line
             for line in paper.deviations
-            if line.applies(protocol=request.protocol, tier=request.tier, dataset=request.dataset)
+            if line.applies(protocol=request.protocol, tier=request.tier, dataset=request.dataset, axes=axes)
         ),
     )
 

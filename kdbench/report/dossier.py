@@ -125,7 +125,7 @@ def _section(result: Reproduction) -> dict[str, Any]:
             {
                 "id": line.id,
                 "item": line.item,
-                "text": _sentence(line.here or getattr(line, request.protocol)),
+                "text": _sentence(line.text(request.protocol)),
                 "effect": line.effect,
                 "source": line.source,
                 "certainty": line.certainty,

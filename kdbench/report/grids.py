@@ -50,8 +50,17 @@ def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:
     """The paper's own tables, blanks left blank. A table without any number that was read has no rows."""
     grids = []
     for table in tables:
-        cells = {cell.cell: number(cell.value) for cell in table.cells}
         known = sorted({cell.certainty for cell in table.cells if cell.value is not None})
+        # As it was read, to the digit; where certainties differ within a table, every cell but the paper's own says so.
+        cells = {
+            cell.cell: (cell.printed or number(cell.value))
+            + (
+                f" [{cell.certainty}]"
+                if len(known) > 1 and cell.value is not None and cell.certainty != "paper"
+                else ""
+            )
+            for cell in table.cells
+        }
         read = f"{table.metric}, {table.unit}" if table.unit else table.metric
         if not known:
             grids.append(Grid(table.title, f"no number was read ({table.source})", [], []))

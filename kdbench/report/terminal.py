@@ -71,8 +71,8 @@ def show_deviations(console: Console, deviations: Iterable[Deviation], protocol:
         return
     console.print(f"[bold]Deviations that apply[/] ({len(lines)}; this run reads the recipe as '{protocol}')")
     for line in lines:
-        here = line.here or getattr(line, protocol)
-        console.print(f"  [bold]{escape(line.id)}[/] {escape(line.item)}: {escape(here)}", highlight=False)
+        text = f"{line.item}: {line.text(protocol)}"
+        console.print(f"  [bold]{escape(line.id)}[/] {escape(text)}", highlight=False)
         console.print(f"    [dim]{escape(line.effect)}[/]", highlight=False)
     console.print()
 

@@ -12,7 +12,7 @@ import pytest
 from toy_paper import toy_paper
 
 from kdbench.errors import KdbenchError
-from kdbench.paper import Claim, Comparison, Deviation, Gate, Paper
+from kdbench.paper import PROTOCOLS, Claim, Comparison, Deviation, Gate, Paper
 
 TOML = """
 id = "mini"
@@ -48,6 +48,8 @@ alternatives = [[{ left = "table1/a", right = "table1/b" }]]
 [[deviations]]
 id = "d1"
 item = "Epochs"
+written = "150"
+axes = { family = ["cnn"] }
 effect = "Fewer"
 source = "README"
 certainty = "code"
@@ -86,6 +88,7 @@ def test_facts_read_as_written(load: Any) -> None:
     assert paper.reported()["table1/a"] == (table.cells[0], table)
     assert paper.claim("H1") is paper.claims[0]
     assert paper.claim("H2") is None
+    assert paper.deviations[0].axes == {"family": ("cnn",)}
 
 
 def replaced(old: str, new: str) -> str:
@@ -113,6 +116,12 @@ FAULTS = {
     "claim without source": (replaced('source = "Table 1"\ncertainty', 'source = ""\ncertainty'), CSV, "cites no"),
     "claim that compares nothing": (replaced(CLAIM, ""), CSV, "needs either comparisons or a reason"),
     "tested and not tested": (replaced(CLAIM, CLAIM + '\nnot_tested = "why"'), CSV, "needs either"),
+    "deviation without text": (replaced('written = "150"\n', ""), CSV, "deviation d1 says nothing of 'written'"),
+    "deviation without text for one protocol": (
+        replaced('written = "150"', 'released = "160"\nprotocols = ["released", "clean"]'),
+        CSV,
+        "deviation d1 says nothing of 'clean'",
+    ),
     "no default": (replaced('full = "cifar10"', 'full = "svhn"'), CSV, "tier 'full' has no default"),
     "missing default": (replaced(', full = "cifar10"', ""), CSV, "tier 'full' has no default"),
 }
@@ -174,6 +183,41 @@ def test_axis_that_the_study_does_not_declare_is_an_error() -> None:
 def test_deviation_applies_where_all_its_limits_hold(limits: dict[str, tuple[str, ...]], applies: bool) -> None:
     line = Deviation(id="d", item="i", effect="e", source="s", certainty="code", **limits)
     assert line.applies(protocol="clean", tier="laptop", dataset="mnist1d") is applies
+
+
+@pytest.mark.parametrize(
+    ("limits", "run", "applies"),
+    [
+        ({"family": ("resnet",)}, {"family": ("resnet",)}, True),
+        ({"family": ("resnet",)}, {"family": ("cnn",)}, False),
+        ({"family": ("resnet",)}, {"family": ("cnn", "resnet")}, True),
+        ({"family": ("resnet", "vgg")}, {"family": ("cnn", "vgg")}, True),
+        ({"family": ("resnet",)}, {"dataset": ("mnist1d",)}, True),  # the run has no such axis
+        ({"family": ("resnet",)}, {}, True),
+        ({"family": ("resnet",)}, None, True),
+        ({"family": ("resnet",), "depth": ("8",)}, {"family": ("resnet",), "depth": ("14",)}, False),
+        ({}, {"family": ("cnn",)}, True),
+    ],
+)
+def test_deviation_is_limited_to_values_of_the_studys_axes(
+    limits: dict[str, tuple[str, ...]], run: dict[str, tuple[str, ...]] | None, applies: bool
+) -> None:
+    line = Deviation(id="d", item="i", effect="e", source="s", certainty="code", axes=limits)
+    assert line.applies(protocol="clean", tier="laptop", dataset="mnist1d", axes=run) is applies
+    other = msgspec.structs.replace(line, tiers=("full",))
+    assert not other.applies(protocol="clean", tier="laptop", dataset="mnist1d", axes=run)
+
+
+def test_deviation_tells_what_is_run() -> None:
+    line = Deviation(id="d", item="i", effect="e", source="s", certainty="code", written="w", clean="c")
+    assert [line.text(protocol) for protocol in PROTOCOLS] == ["w", "w", "c"]
+    here = msgspec.structs.replace(line, here="h")
+    assert {here.text(protocol) for protocol in PROTOCOLS} == {"h"}
+
+
+def test_deviation_reads_back_from_a_file_without_axes() -> None:
+    old = b'{"id":"d","item":"i","effect":"e","source":"s","certainty":"code"}'
+    assert msgspec.json.decode(old, type=Deviation).axes == {}
 
 
 def test_gate_is_found_by_network_data_tier_and_protocol() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.paper import Paper
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than about ten seconds")
@@ -30,3 +32,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set KDBENCH_SHARED_DATA to a folder with cifar-10-subset-binary.tar.xz")
     return folder
+
+
+@pytest.fixture(scope="session")
+def paper() -> Paper:
+    """TAKD's facts, without its study."""
+    return Paper.load("kdbench_takd", study=lambda lab: iter(()))
+
+
+@pytest.fixture(scope="session")
+def value(paper: Paper) -> dict[str, float | None]:
+    """The reported number of every cell, None where it was never read."""
+    return {name: cell.value for name, (cell, _) in paper.reported().items()}
