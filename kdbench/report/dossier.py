@@ -12,7 +12,7 @@ from kdbench.errors import KdbenchError
 from kdbench.files import atomic_write, disk_errors
 from kdbench.paper import PROTOCOLS, TIERS
 from kdbench.record import Record
-from kdbench.report.grids import Grid, claim_grids, conditions, margins, measured_grids, reported_grids
+from kdbench.report.grids import Grid, claim_grids, conditions, data_name, margins, measured_grids, reported_grids
 from kdbench.result import Reproduction, read_run, write_run
 from kdbench.store import Store
 
@@ -95,7 +95,8 @@ def render(results: list[Reproduction]) -> str:
 
 def _section(result: Reproduction) -> dict[str, Any]:
     run, request = result.run, result.run.request
-    name = f"{run.data.title}, {request.tier}, {request.protocol}"
+    name = f"{data_name(result)}, {request.tier}, {request.protocol}"
+    sizes = ", ".join(f"{count:,} {split}" for split, count in run.data.sizes.items())
     machine = run.environment
     judged = {verdict.claim: verdict for verdict in result.claim_verdicts()}
     work = sum(stage.seconds for stage in run.stages)
@@ -112,7 +113,7 @@ def _section(result: Reproduction) -> dict[str, Any]:
             f"{machine.processor} ({machine.platform}), {request.workers} workers of {request.threads} threads on "
             f"{request.device}."
         ),
-        "stages": f"{len(run.stages)} stages, {work:.0f} s of work.",
+        "stages": f"Data: {sizes} examples. {len(run.stages)} stages, {work:.0f} s of work.",
         "protocol": run.facts.protocol,
         "data_note": run.data.note,
         "fingerprint": run.data.fingerprint,

@@ -13,7 +13,7 @@ from kdbench.paper import Claim, ReportedTable
 from kdbench.result import Reproduction
 from kdbench.verdict import Summary
 
-__all__ = ["Grid", "claim_grids", "conditions", "margins", "measured_grids", "number", "reported_grids"]
+__all__ = ["Grid", "claim_grids", "conditions", "data_name", "margins", "measured_grids", "number", "reported_grids"]
 
 
 class Grid(NamedTuple):
@@ -30,12 +30,17 @@ def number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def data_name(result: Reproduction) -> str:
+    """The data set's title, which never passes for the official one where it is not."""
+    return f"{result.run.data.title} (unofficial data)" if result.run.data.note else result.run.data.title
+
+
 def conditions(result: Reproduction) -> str:
     """Under what every number of the run was made."""
     run = result.run
     commit = f", commit {run.environment.commit}" if run.environment.commit else ""
     return (
-        f"{run.data.title}, tier {run.request.tier}, protocol {run.request.protocol}, "
+        f"{data_name(result)}, tier {run.request.tier}, protocol {run.request.protocol}, "
         f"kdbench {run.environment.kdbench}{commit}"
     )
 

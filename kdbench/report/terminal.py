@@ -90,7 +90,9 @@ def _show_verdicts(console: Console, result: Reproduction) -> None:
         colour = COLOURS.get(verdict.value_word, "bold")
         # The full reason is the same for most claims; 'not comparable' always says why.
         console.print(f"     value: [{colour}]{verdict.value_word}[/]: {escape(verdict.value_reason)}", highlight=False)
-        evidence = f"{margins(declared[verdict.claim])}; p = {number(verdict.p_support, 3) or 'none'} that there is no "
-        evidence += f"gain, {number(verdict.p_contradict, 3) or 'none'} that it is as large as would matter"
+        evidence = f"declared: {margins(declared[verdict.claim])}"
+        if verdict.p_support is not None:
+            ps = number(verdict.p_support, 3), number(verdict.p_contradict, 3)
+            evidence += f"; p = {ps[0]} (H0: no gain), {ps[1]} (H0: a gain that matters)"
         console.print(f"     [dim]{escape(evidence)}[/]", highlight=False)
     console.print()
