@@ -53,15 +53,16 @@ def _show(out: Console, paper: Paper) -> None:
 
 
 def _show_claim(out: Console, claim: Claim) -> None:
+    from kdbench.report.grids import margins
+
     core = " [green](core)[/]" if claim.core else ""
     out.print(f"  [bold]{claim.id}[/]{core} {claim.title}. {claim.sentence}", highlight=False)
     if claim.not_tested:
         out.print(f"     [dim]not tested: {claim.not_tested} ({claim.source}; {claim.certainty})[/]", highlight=False)
         return
     compared = sum(len(alternative) for alternative in claim.alternatives)
-    value = f"value margin {claim.value_margin:g}" if claim.value_margin else "no value test"
     out.print(
-        f"     [dim]{claim.source}; {claim.certainty}; {compared} comparisons of {claim.metric} ({claim.unit}); "
-        f"gain margin {claim.gain_margin:g}, {value}. {claim.margin_reason}[/]",
+        f"     [dim]{claim.source}; {claim.certainty}; {compared} comparisons of {margins(claim)}. "
+        f"{claim.margin_reason}[/]",
         highlight=False,
     )

@@ -48,7 +48,8 @@ def conditions(result: Reproduction) -> str:
 def margins(claim: Claim) -> str:
     """What was declared about the claim before the run."""
     value = f"values within {claim.value_margin:g} count as equal" if claim.value_margin else "no value margin"
-    return f"{claim.metric} ({claim.unit}); the smallest gain that matters is {claim.gain_margin:g}; {value}; level 5 %"
+    metric = f"{claim.metric} ({claim.unit})" if claim.unit else claim.metric
+    return f"{metric}; the smallest gain that matters is {claim.gain_margin:g}; {value}; level 5 %"
 
 
 def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:

@@ -87,12 +87,16 @@ def _show_verdicts(console: Console, result: Reproduction) -> None:
         colour = COLOURS.get(verdict.gain_word, "bold")
         console.print(f"  [bold]{verdict.claim}[/] {escape(verdict.title)}", highlight=False)
         console.print(f"     gain:  [{colour}]{verdict.gain_phrase}[/]. {escape(verdict.sentence)}", highlight=False)
+        if not verdict.tests:  # a claim without comparisons: there is nothing more to say
+            continue
         colour = COLOURS.get(verdict.value_word, "bold")
         # The full reason is the same for most claims; 'not comparable' always says why.
         console.print(f"     value: [{colour}]{verdict.value_word}[/]: {escape(verdict.value_reason)}", highlight=False)
         evidence = f"declared: {margins(declared[verdict.claim])}"
         if verdict.p_support is not None:
+            weaker = {test.relation for tests in verdict.tests for test in tests} == {"not_worse"}
+            nulls = ("a loss that matters", "no loss") if weaker else ("no gain", "a gain that matters")
             ps = number(verdict.p_support, 3), number(verdict.p_contradict, 3)
-            evidence += f"; p = {ps[0]} (H0: no gain), {ps[1]} (H0: a gain that matters)"
+            evidence += f"; p = {ps[0]} (H0: {nulls[0]}), {ps[1]} (H0: {nulls[1]})"
         console.print(f"     [dim]{escape(evidence)}[/]", highlight=False)
     console.print()
