@@ -38,17 +38,16 @@ def digest_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn the disk's own refusals (full, read-only, no permission, a file in the way) into errors with a cure."""
+def disk_errors(where: Path, place: str = "name another place with --store") -> Iterator[None]:
+    """Turn the disk's own refusals (full, read-only, no permission, a file in the way) into errors with a cure.
+
+    ``place`` says how the user names another place.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise KdbenchError(
-                "no space left on the disk", where=where, cure="free some space, or name another place with --store"
-            ) from error
+            raise KdbenchError("no space left on the disk", where=where, cure=f"free some space, or {place}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise KdbenchError(
-                f"cannot write: {error.strerror}", where=where, cure="name another place with --store"
-            ) from error
+            raise KdbenchError(f"cannot write: {error.strerror}", where=where, cure=place) from error
         raise

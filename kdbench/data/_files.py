@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import lzma
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from kdbench.errors import KdbenchError
-from kdbench.files import atomic_write
+from kdbench.files import atomic_write, disk_errors
 
 __all__ = ["Digests", "WrongMembersError", "digests", "unpack", "writing"]
 
@@ -62,20 +61,9 @@ def digests(path: Path, cache: Path) -> Digests:
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Make ``folder`` and report a full or read-only disk in words."""
-    try:
+    with disk_errors(folder, place="let KDBENCH_CACHE name another place"):
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        cure = "let KDBENCH_CACHE name a folder that can be written"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise KdbenchError(
-                "the disk is full",
-                where=folder,
-                cure="free some space, or let KDBENCH_CACHE name a folder on another disk",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise KdbenchError(f"cannot write the cache: {error.strerror}", where=folder, cure=cure) from error
-        raise
 
 
 def unpack(

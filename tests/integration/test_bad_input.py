@@ -242,7 +242,7 @@ def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
         assert line.startswith(f"less than 200 MB are free on the disk [{disk / 'store'}]; free some space")
         monkeypatch.setenv("KDBENCH_CACHE", str(disk / "cache"))
         line = complaint(inside("data", "fetch", "mnist1d"))
-        assert line.startswith(f"the disk is full [{disk / 'cache' / 'mnist1d'}]; free some space")
+        assert line.startswith(f"no space left on the disk [{disk / 'cache' / 'mnist1d'}]; free some space")
         assert not list(disk.glob("cache/mnist1d/*.safetensors"))
 
 

@@ -328,7 +328,7 @@ def test_show_says_what_the_paper_says():
     text = one_line(inside("show", "takd", check=0).stdout)
     assert "@inproceedings{mirzadeh2020takd" in text
     assert "H3 (core) TAKD beats direct distillation" in text
-    assert "gain margin 0.3, value margin 1" in text
+    assert "the smallest gain that matters is 0.3; values within 1 count as equal; level 5 %" in text
     assert "41.09 44.57 44.92" in text
     assert "as written | as released | clean" in text
     facts = json.loads(inside("show", "takd", "--json", check=0).stdout)

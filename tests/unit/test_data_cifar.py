@@ -310,7 +310,7 @@ def test_a_folder_that_lacks_a_file(tmp_path: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(errno.ENOSPC, "the disk is full.*free some space"), (errno.EROFS, "cannot write the cache.*KDBENCH_CACHE")],
+    [(errno.ENOSPC, "no space left on the disk.*free some space"), (errno.EROFS, "cannot write.*KDBENCH_CACHE")],
 )
 def test_a_disk_that_refuses(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
