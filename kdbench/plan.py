@@ -53,6 +53,7 @@ class Plan:
         self.inputs = {key: tuple(n.spec.hash for n in node.inputs.values()) for key, node in nodes.items()}
         order = TopologicalSorter(self.inputs).static_order()
         self.specs: dict[str, Spec] = {key: nodes[key].spec for key in order}
+        self._nodes = nodes
 
     def uses(self) -> dict[str, int]:
         """How many stages take each stage as input."""
@@ -77,7 +78,7 @@ class Plan:
                 continue
             known = timings.get(cost_key(spec))
             measured += known is not None
-            seconds[key] = known if known is not None else _guess(spec)
+            seconds[key] = known if known is not None else _guess(self._nodes[key])
         return Price(seconds, self._critical(seconds), measured)
 
     def _critical(self, seconds: dict[str, float]) -> dict[str, float]:
@@ -162,7 +163,9 @@ def _check(measurements: Iterable[Measurement]) -> None:
         seen.add(key)
 
 
-def _guess(spec: Spec) -> float:
-    steps, macs = unpack(spec.stage).effort(spec.data)
+def _guess(node: Node) -> float:
+    spec = node.spec
+    networks = {role: parent.network for role, parent in node.inputs.items() if parent.network is not None}
+    steps, macs = unpack(spec.stage).effort(spec.data, networks)
     seconds: float = steps * SECONDS_PER_STEP[spec.device] + macs * SECONDS_PER_MAC[spec.device]
     return SECONDS_PER_STAGE + seconds

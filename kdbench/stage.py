@@ -11,6 +11,7 @@ import math
 import random
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdbench.data.base import Split
+    from kdbench.networks.base import Network
 
 __all__ = ["Effort", "Finished", "Spec", "Stage", "Work", "execute", "read_record", "read_spec"]
 
@@ -51,8 +53,8 @@ class Stage(Component, frozen=True):
         """Do the work, reading and writing through ``work`` alone."""
         raise NotImplementedError
 
-    def effort(self, data: DataRef) -> Effort:
-        """Rough size of the work, for the time estimate of a plan."""
+    def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
+        """Rough size of the work, for the time estimate of a plan; ``networks`` are those its inputs leave, by role."""
         return Effort(0, 0.0)
 
 

@@ -38,7 +38,7 @@ class Number(Stage, frozen=True):
     validation: float = 0.0
     steps: int = 0
 
-    def effort(self, data: object) -> Effort:
+    def effort(self, data: object, networks: object) -> Effort:
         return Effort(self.steps, 0.0)
 
     def run(self, work: Work) -> Outcome:

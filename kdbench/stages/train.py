@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kdbench.component import pack
@@ -32,10 +33,12 @@ class Train(Stage, frozen=True):
     objective: Objective = CrossEntropy()
     restart: int = 0
 
-    def effort(self, data: DataRef) -> Effort:
-        macs = self.network.cost(data.input_shape, data.num_classes).macs
+    def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
         images = data.sizes["train"] * (1 - self.recipe.holdout) * self.recipe.epochs
-        return Effort(round(images / self.recipe.batch_size), 3.0 * macs * images)  # backward costs two forwards
+        macs = 3.0 * self.network.cost(data.input_shape, data.num_classes).macs  # backward costs two forwards
+        if "teacher" in networks and self.recipe.augmentation != "none":  # its logits cannot be looked up
+            macs += networks["teacher"].cost(data.input_shape, data.num_classes).macs
+        return Effort(round(images / self.recipe.batch_size), macs * images)
 
     def run(self, work: Work) -> Outcome:
         import torch

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from toy_paper import OBJECTIVE, RECIPE, STUDENT, TEACHER, toy_lab, toy_paper
+from toy_paper import OBJECTIVE, RECIPE, STUDENT, TEACHER, toy_data, toy_lab, toy_paper
 from toy_stages import Number
 
 from kdbench.errors import KdbenchError
@@ -15,6 +16,7 @@ from kdbench.networks import Plain
 from kdbench.paper import Claim, Comparison, Gate
 from kdbench.plan import SECONDS_PER_STAGE, SECONDS_PER_STEP, Plan, Price, build_plan, cost_key, select_claims
 from kdbench.stage import execute
+from kdbench.stages import Train
 from kdbench.store import Store
 from kdbench.study import Lab, Measurement, derive
 from kdbench.training import Distillation
@@ -229,3 +231,16 @@ def test_gate_of_the_paper_becomes_the_teachers_floor() -> None:
 
 def test_a_claim_asked_for_twice_is_judged_once() -> None:
     assert [claim.id for claim in select_claims(toy_paper(), "C1, C1")] == ["C1"]
+
+
+@pytest.mark.parametrize(("augmentation", "forwards"), [("none", 0), ("crop-flip", 1)])
+def test_a_live_teacher_has_its_price_and_a_cached_one_has_none(augmentation: str, forwards: int) -> None:
+    recipe = msgspec.structs.replace(RECIPE, augmentation=augmentation)
+    shape, classes, images = (3, 32, 32), 10, 1000
+    data = msgspec.structs.replace(toy_data(), input_shape=shape, sizes={"train": images, "test": 10})
+    stage = Train(network=STUDENT, recipe=recipe, objective=OBJECTIVE)
+    student, teacher = (network.cost(shape, classes).macs for network in (STUDENT, TEACHER))
+    seen = images * (1 - recipe.holdout) * recipe.epochs
+    found = stage.effort(data, {"teacher": TEACHER})
+    assert found.macs == pytest.approx(seen * (3 * student + forwards * teacher))
+    assert stage.effort(data, {}).macs == pytest.approx(seen * 3 * student)
