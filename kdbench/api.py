@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -181,7 +182,10 @@ def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduct
             results = drive(plan, store, executor, listener or Silent())
         except BaseException:
             run.status = "stopped"
-            write_run(folder, run)
+            with contextlib.suppress(
+                OSError
+            ):  # what stopped the run may well be the disk: its error is the one to show
+                write_run(folder, run)
             raise
         finally:
             if executor is not None:

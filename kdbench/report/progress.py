@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -33,14 +32,14 @@ class Watch:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("{task.description}", table_column=None),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             _Left(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self.running: dict[str, tuple[Spec, Path, TaskID, float]] = {}
+        self.running: dict[str, tuple[Spec, Path, TaskID]] = {}
         self.left: dict[str, float] = {}
         self.spent = self.estimated = 0.0
         self.workers = 1
@@ -61,7 +60,7 @@ class Watch:
 
     def started(self, spec: Spec, folder: Path) -> None:
         task = self.progress.add_task(f"  {spec.label}", total=1.0, eta=None)
-        self.running[spec.hash] = (spec, folder, task, time.monotonic())
+        self.running[spec.hash] = (spec, folder, task)
 
     def finished(self, spec: Spec, seconds: float) -> None:
         self.spent += seconds
@@ -78,7 +77,7 @@ class Watch:
         if self.progress.disable or self.overall is None:
             return
         begun = 0.0
-        for spec, folder, task, _ in self.running.values():
+        for spec, folder, task in self.running.values():
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 done, total = map(int, (folder / "progress").read_text().split())
                 self.progress.update(task, completed=done / total)
@@ -88,7 +87,7 @@ class Watch:
         self.progress.update(self.overall, eta=max(0.0, sum(self.left.values()) - begun) * pace / self.workers)
 
     def _end(self, spec: Spec) -> None:
-        _, _, task, _ = self.running.pop(spec.hash)
+        _, _, task = self.running.pop(spec.hash)
         self.progress.remove_task(task)
         if self.overall is not None:
             self.progress.advance(self.overall)

@@ -41,6 +41,8 @@ def show_result(console: Console, result: Reproduction) -> None:
         console.print(f"[red]failed[/] {escape(failure.label)}: {escape(failure.cause)}")
         if failure.skipped:
             console.print(f"       {failure.skipped} stages that need it were not run")
+    if run.status in ("running", "stopped"):
+        console.print("[yellow]This run never ended[/]: reproduce again, and it goes on from its finished stages")
     reused = sum(stage.reused for stage in run.stages)
     console.print(
         f"{len(run.stages)} stages, {reused} of them reused, in {run.seconds:.1f} s. "

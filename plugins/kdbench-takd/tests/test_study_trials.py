@@ -50,6 +50,18 @@ def test_equal_trials_are_those_of_both_stages_of_takd(tier: str, protocol: str,
     assert fair[: len(direct)] == direct
 
 
+@pytest.mark.parametrize(("tier", "protocol"), [("laptop", "clean"), ("full", "clean"), ("full", "released")])
+def test_a_net_born_again_shares_no_initialisation_with_its_teacher(tier: str, protocol: str) -> None:
+    """Seed, network and restart decide initialisation and order: equal ones would make the second net a copy's heir."""
+    prepared = planned(tier, protocol)
+    again = node_of(prepared, f"fair/{prepared.request.dataset}/born-again")
+    one = next(iter(again.inputs.values())) if kind(again.spec) == "Choose" else again
+    first = one.inputs["teacher"].inputs["network"]
+    restarts = [{restart for _, _, restart in losses(node)} for node in (again, first)]
+    assert restarts[0].isdisjoint(restarts[1])
+    assert [loss[:2] for loss in losses(again)] == [loss[:2] for loss in losses(first)]
+
+
 def trials(node: Node) -> int:
     return len(node.inputs) if kind(node.spec) == "Choose" else 1
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from kdbench.training import SGD, Constant, Distillation, Milestones, OneCycle, Recipe, Schedule
 
-__all__ = ["Family", "Method", "Trial", "method", "more_trials"]
+__all__ = ["RELEASED_SEEDS", "Family", "Method", "Trial", "method", "more_trials"]
 
 Family = Literal["cnn", "resnet"]
 

@@ -11,7 +11,7 @@ from itertools import combinations
 
 from kdbench.networks import CifarResNet, Network, Plain
 from kdbench.study import Lab, Measurement, Node, derive
-from kdbench_takd.recipes import Family, Method, Trial, method, more_trials
+from kdbench_takd.recipes import RELEASED_SEEDS, Family, Method, Trial, method, more_trials
 
 __all__ = ["reproduce"]
 
@@ -184,4 +184,7 @@ def controls(bench: Bench) -> Iterator[Measurement]:
     # TAKD tunes two stages, so direct distillation gets the trials of both; with a clean search it has them already.
     doubled = more_trials(bench.lab.protocol, 2 * len(bench.method.trials))
     yield bench.accuracy(bench.cell("fair", "BLKD-equal-trials"), bench.distil(PLAIN_STUDENT, teacher, doubled))
-    yield bench.accuracy(bench.cell("fair", "born-again"), bench.chain(PLAIN_TEACHER, PLAIN_STUDENT, PLAIN_STUDENT))
+    # A net born again starts anew: with its teacher's restart it would share that net's initialisation and order.
+    anew = [Trial(trial.objective, trial.restart + RELEASED_SEEDS) for trial in bench.method.trials]
+    again = bench.distil(PLAIN_STUDENT, bench.chain(PLAIN_TEACHER, PLAIN_STUDENT), anew)
+    yield bench.accuracy(bench.cell("fair", "born-again"), again)
