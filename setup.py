@@ -1,10 +1,14 @@
 """Builds ``kdbench.ops._native`` with ninja; everything else about the package stands in pyproject.toml.
 
 Without a compiler the package installs all the same, in plain Python, and says why: in a warning now, and in
-``kdbench/ops/_build_info.json`` for whoever asks later. Environment:
+``kdbench/ops/_build_info.json`` for whoever asks later. With nvcc the module holds CUDA kernels too; they need neither
+torch nor a GPU to build, and lie dormant where there is no driver. Environment:
 
 KDBENCH_NO_EXT=1        do not build the extension
 KDBENCH_REQUIRE_EXT=1   fail where it cannot be built
+KDBENCH_CUDA            0: leave the CUDA kernels out, 1: fail without them; else they are built where nvcc is found
+KDBENCH_CUDA_ARCHS      compute capabilities, "80;90"; by default all of 80 86 89 90 100 120 that nvcc knows
+CUDA_HOME               where the CUDA toolkit is
 CXX, CXXFLAGS, LDFLAGS  compiler and additional flags
 MAX_JOBS                how many compilers run at once
 """
@@ -15,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,26 +35,40 @@ ROOT = Path(__file__).resolve().parent
 NAME = "kdbench.ops._native"
 
 COMMON_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{ROOT / 'csrc/include'}"]
-# Results must not depend on how a compiler rearranges: no -ffast-math, no fused multiply-add (equal logits would then
-# not cancel to exactly 0), no -march=native (a wheel runs on other machines). The two -fno flags change no result;
-# they let loops with selects become vector code.
+# Results must not depend on how a compiler rearranges: no -ffast-math, no fused multiply-add that is not spelled out
+# (equal logits would then not cancel to exactly 0), no -march=native (a wheel runs on other machines). The two -fno
+# flags change no result; they let loops with selects become vector code.
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+HAVE = ["-DKD_HAVE_AVX2", "-DKD_HAVE_AVX512"] if X86 else []
 
 SOURCES: dict[str, list[str]] = {  # each object's own flags, so that an instruction set can have its own file
-    "csrc/cpu/dispatch.cpp": [*KERNEL_FLAGS, *(["-DKD_HAVE_AVX2"] if X86 else [])],
-    "csrc/cpu/kernel_generic.cpp": KERNEL_FLAGS,
+    "csrc/cpu/dispatch.cpp": [*KERNEL_FLAGS, *HAVE],
+    "csrc/cpu/kernel_generic.cpp": [*KERNEL_FLAGS, *HAVE],
+    "csrc/cpu/pool.cpp": [],
     "csrc/bind/module.cpp": [],
+    "csrc/bind/loss.cpp": [],
+    "csrc/bind/tensors.cpp": [],
 }
 if X86:
-    SOURCES["csrc/cpu/kernel_avx2.cpp"] = [*KERNEL_FLAGS, "-DKD_HAVE_AVX2", "-mavx2"]
+    SOURCES["csrc/cpu/kernel_avx2.cpp"] = [*KERNEL_FLAGS, *HAVE, "-mavx2", "-mfma", "-mf16c"]
+    SOURCES["csrc/cpu/kernel_avx512.cpp"] = [
+        *KERNEL_FLAGS,
+        *HAVE,
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+        *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),  # of gcc's own intrinsics
+    ]
+
+CUDA_ARCHS = (80, 86, 89, 90, 100, 120)
 
 
-def sources_digest(tools: Toolchain) -> str:
+def sources_digest(tools: Toolchain, cuda: Cuda | None) -> str:
     """Version of the kernels, part of every stage's identity: whatever can decide the last bits of a loss."""
     compiler = subprocess.run([*tools.cxx, "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
     flags = [KERNEL_FLAGS, tools.cxxflags, tools.ldflags, compiler.splitlines()[:1]]
+    if cuda is not None:
+        flags += [cuda.flags, [cuda.version]]
     digest = hashlib.sha256(repr(flags).encode())
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.is_file() and path.parent.name != "test":
@@ -120,6 +139,89 @@ class Toolchain:
             run(command, what)
 
 
+class Cuda:
+    """nvcc, and how it is called."""
+
+    def __init__(self, nvcc: str, tools: Toolchain) -> None:
+        self.nvcc = nvcc
+        said = subprocess.run([nvcc, "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
+        found = re.search(r"release ([\d.]+)", said)
+        if found is None:
+            raise CannotBuild(f"'{nvcc}' does not work")
+        self.version = found[1]
+        self.archs = self._archs()
+        self.runtime = self._runtime()
+        host = ["-ccbin", tools.cxx[0]] if os.environ.get("CXX") else []
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
+        newest = self.archs[-1]
+        self.flags = [
+            "-std=c++17",
+            "-O3",
+            "-Xptxas",
+            "-v",
+            *codes,
+            f"-gencode=arch=compute_{newest},code=compute_{newest}",
+        ]
+        self.command = [
+            nvcc,
+            *host,
+            *self.flags,
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+            f"-I{ROOT / 'csrc/include'}",
+        ]
+
+    @classmethod
+    def find(cls, tools: Toolchain) -> Cuda | None:
+        """None where it is not wanted or not there; CannotBuild where it is demanded and not there."""
+        wish = os.environ.get("KDBENCH_CUDA", "")
+        if wish and not flag("KDBENCH_CUDA"):
+            return None
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        places = [f"{home}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
+        nvcc = next(filter(None, map(shutil.which, places)), None)
+        if nvcc is None:
+            if wish:
+                raise CannotBuild(f"KDBENCH_CUDA is set, but nvcc was not found (looked for {', '.join(places)})")
+            return None
+        return cls(nvcc, tools)
+
+    def _archs(self) -> list[int]:
+        listed = subprocess.run([self.nvcc, "--list-gpu-arch"], stdout=subprocess.PIPE, text=True, check=False).stdout
+        known = {int(number) for number in re.findall(r"compute_(\d+)\b", listed)}
+        wish = os.environ.get("KDBENCH_CUDA_ARCHS", "")
+        if not wish:
+            return [arch for arch in CUDA_ARCHS if arch in known]
+        wanted = re.findall(r"\d+", wish.replace(".", ""))
+        unknown = sorted({int(arch) for arch in wanted} - known)
+        if unknown or not wanted:
+            raise CannotBuild(
+                f"KDBENCH_CUDA_ARCHS={wish!r} names {unknown or 'nothing'}; nvcc {self.version} knows {sorted(known)}"
+            )
+        return sorted({int(arch) for arch in wanted})
+
+    def _runtime(self) -> str:
+        # The nvcc on the path may be a wrapper; where its toolkit lies only it knows.
+        dry = [self.nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+        said = subprocess.run(dry, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+        top = re.search(r"#\$ TOP=(.+)", said)
+        root = Path(top[1].strip()) if top else Path(self.nvcc).resolve().parents[1]
+        for folder in ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib"):
+            if (root / folder / "libcudart_static.a").is_file():
+                return str(root / folder / "libcudart_static.a")
+        raise CannotBuild(f"libcudart_static.a was not found below {root}")
+
+    def sources(self) -> list[Path]:
+        return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+
+    def report(self, folder: Path) -> dict[str, int]:
+        """What ptxas said of all kernels: how many, the most registers, and bytes of spills."""
+        said = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("cuda_*.log")))
+        registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
+        spills = [int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
+        return {"kernels": len(registers), "most_registers": max(registers, default=0), "spilled_bytes": sum(spills)}
+
+
 def find_ninja() -> str:
     try:
         import ninja
@@ -148,7 +250,7 @@ def ninja_command(parts: list[str]) -> str:
     return shlex.join(parts).replace("$", "$$")
 
 
-def ninja_file(tools: Toolchain, folder: Path, target: Path) -> str:
+def ninja_file(tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path) -> str:
     """The text of build.ninja: one compile line an object, with that object's flags, and one link line."""
     openmp = ["-fopenmp"] if tools.openmp else []
     lines = [
@@ -156,22 +258,41 @@ def ninja_file(tools: Toolchain, folder: Path, target: Path) -> str:
         "  command = $compiler -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
+        "rule nvcc",  # what ptxas reports is kept beside the object
+        "  command = $compiler -MMD -MF $out.d -c $in -o $out > $log 2>&1 || { cat $log; false; }",
+        "  depfile = $out.d",
+        "  deps = gcc",
         "rule link",
         "  command = $linker",
     ]
-    objects = []
+    objects, device_objects = [], []
     for source, own in SOURCES.items():
-        extra = binding_flags() if source.startswith("csrc/bind/") else []
-        made = folder / (Path(source).stem + ".o")
+        extra = [*binding_flags(), *(["-DKD_HAVE_CUDA"] if cuda else [])] if source.startswith("csrc/bind/") else []
+        made = folder / f"{'cuda_' if cuda else ''}{source.replace('/', '_')}.o"
         objects.append(made)
         command = [*tools.cxx, *COMMON_FLAGS, *own, *openmp, *extra, *tools.cxxflags]
         lines += [
             f"build {ninja_path(made)}: compile {ninja_path(ROOT / source)}",
             f"  compiler = {ninja_command(command)}",
         ]
-    link = [*tools.cxx, *tools.shared, *map(str, objects), "-o", str(target), *openmp, *tools.ldflags]
-    inputs = " ".join(map(ninja_path, objects))
-    lines += [f"build {ninja_path(target)}: link {inputs}", f"  linker = {ninja_command(link)}"]
+    for path in cuda.sources() if cuda else ():
+        made = folder / f"cuda_{path.stem}.o"
+        device_objects.append(made)
+        lines += [
+            f"build {ninja_path(made)}: nvcc {ninja_path(path)}",
+            f"  compiler = {ninja_command(cuda.command)}",
+            f"  log = {ninja_path(made.with_suffix('.log'))}",
+        ]
+    lines.append(f"build device: phony {' '.join(map(ninja_path, device_objects))}")
+    runtime = [cuda.runtime, "-ldl", "-lrt", "-lpthread"] if cuda else []
+    everything = [*objects, *device_objects]
+    link = [*tools.cxx, *tools.shared, *map(str, everything), "-o", str(target), *runtime, *openmp, *tools.ldflags]
+    inputs = " ".join(map(ninja_path, everything))
+    lines += [
+        f"build {ninja_path(target)}: link {inputs}",
+        f"  linker = {ninja_command(link)}",
+        f"default {ninja_path(target)}",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -200,16 +321,38 @@ class BuildNative(build_ext):
         tools = Toolchain()
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(tools, folder, target))
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        run([find_ninja(), "-C", str(folder), *jobs], "the native kernels do not compile")
+        cuda, cuda_reason = self._device_part(tools, folder, target)
+        self._ninja(tools, cuda, folder, target)
         return {
             "built": True,
             "reason": None,
             "compiler": shlex.join(tools.cxx),
             "openmp": tools.openmp,
-            "sources": sources_digest(tools),
+            "instruction_sets": ["avx512", "avx2", "generic"] if X86 else ["generic"],
+            "cuda": None if cuda is None else {"nvcc": cuda.version, "archs": cuda.archs, **cuda.report(folder)},
+            "cuda_reason": cuda_reason,
+            "sources": sources_digest(tools, cuda),
         }
+
+    def _device_part(self, tools: Toolchain, folder: Path, target: Path) -> tuple[Cuda | None, str | None]:
+        """The CUDA objects, compiled; or why there are none. What fails here must not cost the CPU kernels."""
+        try:
+            cuda = Cuda.find(tools)
+            if cuda is None:
+                reason = "KDBENCH_CUDA=0 when the package was built" if os.environ.get("KDBENCH_CUDA") else "no nvcc"
+                return None, reason
+            self._ninja(tools, cuda, folder, target, "device")
+        except CannotBuild as error:
+            if flag("KDBENCH_CUDA"):
+                raise
+            self.warn(f"kdbench: the CUDA kernels were NOT built. Reason: {error}")
+            return None, str(error)
+        return cuda, None
+
+    def _ninja(self, tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path, *goals: str) -> None:
+        (folder / "build.ninja").write_text(ninja_file(tools, cuda, folder, target))
+        jobs = ["-j", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)]
+        run([find_ninja(), "-C", str(folder), *jobs, *goals], "the native kernels do not compile")
 
     def copy_extensions_to_source(self) -> None:
         """In-place and editable builds: bring the record along, and let no extension of an earlier build survive it."""

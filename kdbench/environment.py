@@ -30,7 +30,7 @@ def environment(*, device: str, threads: int, code: str) -> Environment:
         cores=os.cpu_count() or 1,
         threads=threads,
         device=f"{device}: {name}",
-        ops=implementation() if device == "cpu" else "reference",  # the native kernels are for the CPU
+        ops=implementation(device.partition(":")[0]),
     )
 
 

@@ -1,8 +1,9 @@
 """The kernels behind :mod:`kdbench.losses`: which implementation runs, and why.
 
-Three layers: :mod:`kdbench.ops.native` (the only caller of the compiled module), :mod:`kdbench.ops.reference` (the
-same in plain torch) and :mod:`kdbench.ops.autograd` (differentiation on top of either). Importing this page imports
-neither torch nor the compiled module, so that ``kdbench doctor`` can ask it.
+The layers: :mod:`kdbench.ops.native` (the only caller of the compiled module), :mod:`kdbench.ops.reference` (the same
+in plain torch), :mod:`kdbench.ops.autograd` (the choice between them, and differentiation) and
+:mod:`kdbench.ops.compiled` (the operators that ``torch.compile`` sees). Importing this page imports neither torch nor
+the compiled module, so that ``kdbench doctor`` can ask it.
 """
 
 from __future__ import annotations
@@ -11,43 +12,107 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from kdbench.errors import KdbenchError, unknown
 
-__all__ = ["Implementation", "build_info", "implementation"]
+__all__ = ["Implementation", "build_info", "forced", "implementation", "release_memory"]
 
-Implementation = Literal["cpu", "reference"]
+Implementation = Literal["cpu", "cuda", "reference"]
 
-_CHOICES = ("auto", "cpu", "reference")
+_CHOICES = ("auto", "native", "reference")
+
+_forced: str | None = None
 
 
-def implementation() -> Implementation:
-    """What computes the losses of float32 and float64 tensors on the CPU.
+def implementation(device: str = "cpu") -> Implementation:
+    """What computes the losses of tensors on a device of this type.
 
-    ``cpu`` is the compiled kernel, ``reference`` plain torch. Tensors of another type or device always go to the
-    reference. The environment variable ``KDBENCH_OPS`` (``auto``, ``cpu``, ``reference``) forces one.
+    ``cpu`` and ``cuda`` are the compiled kernels, ``reference`` is plain torch. Tensors of another type or device
+    always go to the reference. The environment variable ``KDBENCH_OPS`` (``auto``, ``native``, ``reference``), read
+    once, or :func:`forced` decides otherwise.
 
     Raises
     ------
-    KdbenchError : ``KDBENCH_OPS`` names no implementation, or ``cpu`` where the kernel is missing.
+    KdbenchError : ``KDBENCH_OPS`` names no implementation, or ``native`` where the compiled kernels are missing.
     """
-    choice = os.environ.get("KDBENCH_OPS") or "auto"
-    if choice not in _CHOICES:
-        raise unknown("implementation in KDBENCH_OPS", choice, _CHOICES)
+    choice = _forced or _from_environment()
     if choice == "reference":
         return "reference"
     reason = _why_unusable()
     if reason is None:
-        return "cpu"
-    if choice == "cpu":
+        return _native_on(device)
+    if choice == "native":
         raise KdbenchError(
-            f"KDBENCH_OPS=cpu, but the native kernels cannot be used: {reason}",
+            f"KDBENCH_OPS=native, but the native kernels cannot be used: {reason}",
             where="kdbench.ops",
             cure="reinstall kdbench with a C++ compiler and KDBENCH_REQUIRE_EXT=1, or unset KDBENCH_OPS",
         )
+    return "reference"
+
+
+@contextmanager
+def forced(choice: Literal["native", "reference"], *, isa: str | None = None) -> Iterator[None]:
+    """Inside the block, losses are computed by that implementation; for tests and comparisons. Not thread-safe.
+
+    Parameters
+    ----------
+    isa : with ``native``, the CPU kernels of that instruction set (``avx512``, ``avx2``, ``generic``).
+
+    Raises
+    ------
+    KdbenchError : an unknown choice, or an instruction set that is not in this build or not on this machine.
+    """
+    global _forced
+    if choice not in _CHOICES:
+        raise unknown("implementation", choice, _CHOICES)
+    from kdbench.ops import native, switch
+
+    before = _forced, native.instruction_set()
+    if isa is not None:
+        try:
+            native.module().force_isa(isa)
+        except ValueError as error:
+            raise KdbenchError(str(error), where="kdbench.ops") from None
+    _forced = choice
+    switch.refresh()
+    try:
+        yield
+    finally:
+        _forced = before[0]
+        if isa is not None:
+            native.module().force_isa(before[1])
+        switch.refresh()
+
+
+def release_memory() -> None:
+    """Return the buffers that were kept for the next large gradient to the system."""
+    if implementation() != "reference":
+        from kdbench.ops import native
+
+        native.module().pool_trim()
+
+
+@cache
+def _from_environment() -> str:
+    choice = os.environ.get("KDBENCH_OPS") or "auto"
+    if choice not in _CHOICES:
+        raise unknown("implementation in KDBENCH_OPS", choice, _CHOICES)
+    return choice
+
+
+def _native_on(device: str) -> Implementation:
+    if device == "cpu":
+        return "cpu"
+    if device == "cuda":
+        from kdbench.ops import native
+
+        if native.has_cuda():
+            return "cuda"
     return "reference"
 
 

@@ -1,4 +1,4 @@
-// One row of logits: loss and gradient while the row is in cache. Included by one source file per instruction set.
+// One row with all its digits, in float or double: the double path, and the rows that fast_row.h cannot do.
 //
 // Numerics. With d_i = ((t_i - max t) - (s_i - max s)) / T, the "gap", and m = sum_i p_i d_i,
 //
@@ -11,30 +11,32 @@
 // T^2 then blows the rounding up; the centred form and the last line keep the error relative to the result.
 #pragma once
 
-#include "math.h"
+#include "exact_math.h"
 
 namespace {
 
-// What is the same for every row.
-struct Problem {
-    std::int64_t classes;
-    double temperature;
-    double ce_weight;
-    double kl_weight;
-};
+// Below this divergence the centred form is needed in single precision; above, the plain form has digits to spare.
+constexpr double kNear = 0.03;
 
-// One row's view. teacher is null without a KL term, grad without a gradient; label is -1 without a CE term.
+// One row as numbers of one type. teacher is null without a KL term, grad without a gradient; label is -1 without a
+// CE term. grad may be the student's own memory.
 template <class Real>
-struct Row {
+struct ExactRow {
     const Real* student;
     const Real* teacher;
     Real* grad;
+    std::int64_t classes;
     std::int64_t label;
+    double temperature;
+    double ce_weight;
+    double kl_weight;
+    double label_share;
+    double grad_scale;
 };
 
 // Space for one row of intermediate values; each thread owns one.
 template <class Real>
-struct Scratch {
+struct ExactScratch {
     static constexpr int kArrays = 4;
     Real* hard;    // exp(s - max s)
     Real* soft;    // exp((s - max s) / T)
@@ -66,8 +68,8 @@ inline double exp_row(const Real* __restrict x, Real peak, Real scale, std::int6
 // Writes the gaps and returns sum_i exp((t_i - max t) / T) d_i.
 // A class that the teacher excludes (-inf) contributes 0; one that only the student excludes makes the sum infinite.
 template <class Real>
-inline double gap_row(const Row<Real>& row, Real student_peak, Real teacher_peak, Real scale, std::int64_t n,
-                      const Scratch<Real>& scratch) {
+inline double gap_row(const ExactRow<Real>& row, Real student_peak, Real teacher_peak, Real scale,
+                      const ExactScratch<Real>& scratch) {
     const Real* __restrict s = row.student;
     const Real* __restrict t = row.teacher;
     const Real* __restrict target = scratch.target;
@@ -75,11 +77,12 @@ inline double gap_row(const Row<Real>& row, Real student_peak, Real teacher_peak
     const double offset = double(teacher_peak) - double(student_peak);
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t i = 0; i < row.classes; ++i) {
         // In double: logits that are close to each other, or far from 0, must not lose their difference.
         const Real d = Real((double(t[i]) - double(s[i])) - offset) * scale;
         gap[i] = d;
-        const Real weighted = target[i] * d;
+        const Real product = target[i] * d;
+        const Real weighted = target[i] == Real(0) ? Real(0) : product;  // d may have overflowed: masks of -3e38
         const Real excluded = s[i] == -kInfinity<Real> ? kInfinity<Real> : weighted;
         sum += double(t[i] == -kInfinity<Real> ? Real(0) : excluded);
     }
@@ -89,7 +92,7 @@ inline double gap_row(const Row<Real>& row, Real student_peak, Real teacher_peak
 // The centred form's sum times Zt. Where m - d_i is not small the terms are formed without exp(m - d_i), which may
 // overflow: exp((t_i - max t) / T) exp(m - d_i) = exp((s_i - max s) / T) exp(m).
 template <class Real>
-inline double centred_sum(const Scratch<Real>& scratch, double mean_gap, std::int64_t n) {
+inline double centred_sum(const ExactScratch<Real>& scratch, double mean_gap, std::int64_t n) {
     const Real* __restrict soft = scratch.soft;
     const Real* __restrict target = scratch.target;
     const Real* __restrict gap = scratch.gap;
@@ -109,7 +112,7 @@ inline double centred_sum(const Scratch<Real>& scratch, double mean_gap, std::in
 }
 
 template <class Real>
-inline void soft_gradient(const Scratch<Real>& scratch, double student_sum, double teacher_sum, double shift,
+inline void soft_gradient(const ExactScratch<Real>& scratch, double student_sum, double teacher_sum, double shift,
                           double weight, std::int64_t n, Real* __restrict grad) {
     const Real* __restrict soft = scratch.soft;
     const Real* __restrict target = scratch.target;
@@ -130,68 +133,84 @@ inline void soft_gradient(const Scratch<Real>& scratch, double student_sum, doub
     }
 }
 
-// Adds weight * (softmax(s) - onehot(label)) to grad, or sets grad to it.
+// Adds weight * (softmax(s) - target) to grad, where the target is `share` at the label and `rest` elsewhere.
 template <class Real>
-inline void hard_gradient(const Real* __restrict hard, double sum, double weight, std::int64_t label, bool add,
-                          std::int64_t n, Real* __restrict grad) {
+inline void hard_gradient(const Real* __restrict hard, double sum, double weight, std::int64_t label, double share,
+                          double rest, std::int64_t n, Real* __restrict grad) {
     const Real scale = Real(weight / sum);
-    // The label's own entry is -(1 - q_y): taken from the double sum it keeps its digits when q_y is nearly 1.
-    const Real own = (add ? grad[label] : Real(0)) - Real(weight * ((sum - double(hard[label])) / sum));
-    if (add) {
+    const Real level = Real(weight * rest);
+    // The label's own entry is -(1 - q_y) + (1 - share): from the double sum it keeps its digits when q_y is nearly 1.
+    const Real own = grad[label] + Real(weight * ((1 - share) - (sum - double(hard[label])) / sum));
 #pragma omp simd
-        for (std::int64_t i = 0; i < n; ++i) grad[i] += hard[i] * scale;
-    } else {
-#pragma omp simd
-        for (std::int64_t i = 0; i < n; ++i) grad[i] = hard[i] * scale;
-    }
+    for (std::int64_t i = 0; i < n; ++i) grad[i] += hard[i] * scale - level;
     grad[label] = own;
 }
 
 // KL of one row, and its gradient if the row has a place for it.
 template <class Real>
-inline double soft_term(const Problem& problem, const Row<Real>& row, Real student_peak, double student_sum,
-                        const Scratch<Real>& scratch) {
-    // From here the centred form is the more accurate one; above, the plain form has digits to spare.
+inline double soft_term(const ExactRow<Real>& row, Real student_peak, double student_sum,
+                        const ExactScratch<Real>& scratch) {
     constexpr double kCentredBelow = 0.125;
-    const std::int64_t n = problem.classes;
-    const Real scale = Real(1 / problem.temperature);
+    const std::int64_t n = row.classes;
+    const Real scale = Real(1 / row.temperature);
     const Real teacher_peak = row_max(row.teacher, n);
     const double teacher_sum = exp_row(row.teacher, teacher_peak, scale, n, scratch.target);
-    const double mean_gap = gap_row(row, student_peak, teacher_peak, scale, n, scratch) / teacher_sum;
+    const double mean_gap = gap_row(row, student_peak, teacher_peak, scale, scratch) / teacher_sum;
     double kl = mean_gap - std::log(teacher_sum / student_sum);
     if (kl < kCentredBelow) kl = std::log1p(centred_sum(scratch, mean_gap, n) / teacher_sum);
     if (row.grad != nullptr) {
-        soft_gradient(scratch, student_sum, teacher_sum, mean_gap - kl, problem.kl_weight / problem.temperature, n,
+        soft_gradient(scratch, student_sum, teacher_sum, mean_gap - kl, row.grad_scale * row.kl_weight / row.temperature, n,
                       row.grad);
     }
     return kl;
 }
 
+// -sum of target log softmax(s), from exp(s - peak) and its sum.
+template <class Real>
+inline double hard_loss(const ExactRow<Real>& row, Real peak, double sum, double share, double rest) {
+    const double log_sum = std::log(sum);
+    // A weight of 0 must not meet an excluded class: 0 * inf.
+    double loss = share == 0 ? 0 : share * (log_sum - (double(row.student[row.label]) - double(peak)));
+    if (rest == 0) return loss;
+    double below = 0;
+#pragma omp simd reduction(+ : below)
+    for (std::int64_t i = 0; i < row.classes; ++i) {
+        below += i == row.label ? 0.0 : double(peak) - double(row.student[i]);
+    }
+    return loss + rest * (double(row.classes - 1) * log_sum + below);
+}
+
 // Weighted loss of one row; fills row.grad if it is there.
 template <class Real>
-inline double row_loss(const Problem& problem, const Row<Real>& row, const Scratch<Real>& scratch) {
-    const std::int64_t n = problem.classes;
+inline double exact_loss(const ExactRow<Real>& row, const ExactScratch<Real>& scratch) {
+    const std::int64_t n = row.classes;
     const bool with_soft = row.teacher != nullptr;
     const bool with_hard = row.label >= 0;
-    if (!with_soft && !with_hard) {
-        if (row.grad != nullptr) {
-            for (std::int64_t i = 0; i < n; ++i) row.grad[i] = Real(0);
-        }
-        return 0.0;
-    }
+    const double share = n == 1 ? 1.0 : row.label_share;
+    const double rest = n == 1 ? 0.0 : (1 - share) / double(n - 1);
     const Real peak = row_max(row.student, n);
-    const bool shared = with_soft && problem.temperature == 1.0;
+    const bool shared = with_soft && row.temperature == 1.0;
     double loss = 0.0;
-    double soft_sum = 0.0;
-    if (with_soft) {
-        soft_sum = exp_row(row.student, peak, Real(1 / problem.temperature), n, scratch.soft);
-        loss += problem.kl_weight * soft_term(problem, row, peak, soft_sum, scratch);
-    }
+    double hard_sum = 0.0;
+    // All that reads the student comes before the first write: the gradient may lie over it.
     if (with_hard) {
-        const Real* hard = shared ? scratch.soft : scratch.hard;
-        const double sum = shared ? soft_sum : exp_row(row.student, peak, Real(1), n, scratch.hard);
-        loss += problem.ce_weight * (std::log(sum) - double(row.student[row.label] - peak));
-        if (row.grad != nullptr) hard_gradient(hard, sum, problem.ce_weight, row.label, with_soft, n, row.grad);
+        hard_sum = exp_row(row.student, peak, Real(1), n, scratch.hard);
+        loss += row.ce_weight * hard_loss(row, peak, hard_sum, share, rest);
+    }
+    if (with_soft) {
+        double soft_sum = hard_sum;
+        ExactScratch<Real> space = scratch;
+        if (shared && with_hard) {
+            space.soft = scratch.hard;
+        } else {
+            soft_sum = exp_row(row.student, peak, Real(1 / row.temperature), n, scratch.soft);
+        }
+        loss += row.kl_weight * soft_term(row, peak, soft_sum, space);
+    } else if (row.grad != nullptr) {
+        fill(row.grad, row.grad + n, Real(0));
+    }
+    if (with_hard && row.grad != nullptr) {
+        hard_gradient(scratch.hard, hard_sum, row.grad_scale * row.ce_weight, row.label, share, rest, n, row.grad);
     }
     return loss;
 }

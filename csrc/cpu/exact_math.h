@@ -1,13 +1,11 @@
 // Scalar building blocks, written so that a compiler can turn loops over them into vector code.
-//
-// Everything sits in an anonymous namespace on purpose: these inlines may be compiled once per instruction set, and
-// a shared symbol would let the linker hand the widest version to a machine that cannot run it.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
+
+#include "element.h"
 
 namespace {
 
@@ -31,13 +29,31 @@ inline float exp_nonpositive(float x) {
     poly = poly * r + 1.6666665459e-1f;
     poly = poly * r + 5.0000001201e-1f;
     poly = poly * (r * r) + r + 1.0f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3F800000u;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
+    const float power = bit_cast<float>((bit_cast<std::uint32_t>(shifted) << 23) + 0x3F800000u);
     return x < -87.3f ? 0.0f : poly * power;
 }
+
+// log(x) for a normal x > 0, with a relative error near one unit in the last place. Cephes' logf: x = 2^n m with m in
+// [sqrt(1/2), sqrt(2)) and a polynomial in m - 1.
+inline float log_positive(float x) {
+    const std::uint32_t bits = bit_cast<std::uint32_t>(x) - 0x3F3504F3u;
+    const float n = float(std::int32_t(bits) >> 23);
+    const float m = bit_cast<float>((bits & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+    float poly = 7.0376836292e-2f;
+    poly = poly * m - 1.1514610310e-1f;
+    poly = poly * m + 1.1676998740e-1f;
+    poly = poly * m - 1.2420140846e-1f;
+    poly = poly * m + 1.4249322787e-1f;
+    poly = poly * m - 1.6668057665e-1f;
+    poly = poly * m + 2.0000714765e-1f;
+    poly = poly * m - 2.4999993993e-1f;
+    poly = poly * m + 3.3333331174e-1f;
+    const float square = m * m;
+    const float tail = poly * m * square + n * -2.12194440e-4f - 0.5f * square;
+    return (m + tail) + n * 0.693359375f;
+}
+
+inline double log_positive(double x) { return std::log(x); }
 
 // The double path serves gradient checks; libm is exact enough and fast enough there.
 inline double exp_nonpositive(double x) { return std::exp(x); }
