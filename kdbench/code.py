@@ -19,7 +19,7 @@ from typing import Any
 __all__ = ["code_version"]
 
 # The files of kdbench that numbers pass through. Plans, stores, verdicts and reports may change without any effect.
-ROOMS = ("losses.py", "ops", "data", "networks", "training", "stages", "stage.py")
+ROOMS = ("losses", "ops", "data", "networks", "training", "stages", "stage.py")
 
 
 def code_version(stage: dict[str, Any], loader: str = "") -> str:

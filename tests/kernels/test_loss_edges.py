@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_oracle import batch, exact, value_and_gradient
+from loss_oracle import assert_close, batch, exact, value_and_gradient
 
 from kdbench.errors import KdbenchError
 from kdbench.losses import cross_entropy, distillation_loss, kl
@@ -88,7 +88,26 @@ def test_a_weight_of_zero_switches_its_term_off(implementation):
 def test_huge_logits_stay_finite(implementation):
     student, teacher, labels = batch(4, 11, spread=1e4, dtype=torch.float64)
     got = value_and_gradient(lambda s: distillation_loss(s, teacher, labels, temperature=4.0, alpha=0.5), student)
-    torch.testing.assert_close(got, exact(student, teacher, labels, temperature=4.0, alpha=0.5), rtol=1e-9, atol=1e-9)
+    assert_close(got, exact(student, teacher, labels, temperature=4.0, alpha=0.5), implementation)
+
+
+@pytest.mark.parametrize("temperature", [1e-18, 1e-3, 1e3, 1e8, 1e18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_temperature_stays_finite(implementation, temperature, dtype):
+    student, teacher, labels = batch(4, 11, spread=1e4, dtype=dtype)
+    loss, gradient = value_and_gradient(
+        lambda s: distillation_loss(s, teacher, labels, temperature=temperature, alpha=0.5), student
+    )
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_denormal_logits_are_as_good_as_zero(implementation):
+    student = torch.full((2, 5), 1e-41)
+    teacher = torch.tensor([[0.0, 1e-41, -1e-41, 0.0, 2e-41]]).expand(2, 5)
+    loss, gradient = value_and_gradient(lambda s: kl(s, teacher, temperature=2.0), student)
+    assert loss.item() == 0
+    assert gradient.abs().max() < 1e-30
 
 
 def test_a_confident_student_loses_no_digits(native):
@@ -142,6 +161,36 @@ def test_all_rows_ignored_leaves_the_kl(implementation):
     assert cross_entropy(student, labels).item() == 0
 
 
+def test_with_kl_rows_valid_ignored_rows_might_as_well_not_exist(implementation):
+    student, teacher, labels = batch(6, 5)
+    labels[[1, 4]] = -100
+    keep = labels != -100
+    options = {"temperature": 2.0, "alpha": 0.3, "kl_rows": "valid"}
+    for reduction in ("batchmean", "mean", "sum"):
+        loss, gradient = value_and_gradient(
+            lambda s, r=reduction: distillation_loss(s, teacher, labels, **options, reduction=r), student
+        )
+        short_loss, short_gradient = value_and_gradient(
+            lambda s, r=reduction: distillation_loss(s, teacher[keep], labels[keep], **options, reduction=r),
+            student[keep],
+        )
+        torch.testing.assert_close(loss, short_loss)
+        torch.testing.assert_close(gradient[keep], short_gradient)
+        assert not gradient[~keep].any()
+
+
+def test_with_kl_rows_valid_a_bad_ignored_row_does_no_harm(implementation):
+    student, teacher, labels = batch(3, 5)
+    student[1], labels[1] = math.nan, -100
+    loss, gradient = value_and_gradient(
+        lambda s: distillation_loss(s, teacher, labels, temperature=2.0, alpha=0.3, kl_rows="valid"), student
+    )
+    assert loss.isfinite()
+    assert not gradient[1].any()
+    all_ignored = torch.full_like(labels, -100)
+    assert distillation_loss(student, teacher, all_ignored, temperature=2.0, alpha=0.3, kl_rows="valid").item() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("label", [5, -1, 2**31 - 1, -(2**31)])
 def test_a_label_out_of_range_is_named(implementation, dtype, label):
@@ -150,6 +199,21 @@ def test_a_label_out_of_range_is_named(implementation, dtype, label):
     labels[2] = label
     with pytest.raises(KdbenchError, match=rf"label {label} in row 2 is outside \[0, 5\)"):
         cross_entropy(student, labels)
+
+
+def test_labels_are_checked_even_where_they_weigh_nothing(implementation):
+    student, teacher, labels = batch(4, 5)
+    labels[3] = 9
+    with pytest.raises(KdbenchError, match="label 9 in row 3"):
+        distillation_loss(student, teacher, labels, temperature=2.0, alpha=1.0)
+
+
+def test_an_ignore_index_beyond_int32_ignores_nothing(implementation):
+    student, _, labels = batch(4, 5)
+    labels = labels.int()
+    labels[0] = 0
+    # 2^32 and 0 share their lower half
+    assert torch.equal(cross_entropy(student, labels, ignore_index=2**32), cross_entropy(student, labels))
 
 
 def test_int32_labels(implementation):
@@ -197,6 +261,29 @@ def test_inputs_are_left_alone(implementation):
     assert all(torch.equal(now, then) for now, then in zip((student, teacher, labels), kept, strict=True))
 
 
+def test_autocast_widens_the_narrower_of_two_dtypes(implementation):
+    student, teacher, labels = batch(4, 9, dtype=torch.bfloat16)
+    wide = teacher.float() + 1e-4
+    options = {"temperature": 2.0, "alpha": 0.5}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, gradient = value_and_gradient(lambda s: distillation_loss(s, wide, labels, **options), student)
+    want = value_and_gradient(lambda s: distillation_loss(s, wide, labels, **options), student.float())
+    assert torch.equal(loss, want[0])
+    assert torch.equal(gradient, want[1].bfloat16())
+    with pytest.raises(KdbenchError, match="convert one: teacher_logits"):
+        distillation_loss(student, wide, labels, **options)
+
+
+def test_autocast_changes_nothing_else(implementation):
+    student, teacher, labels = batch(4, 9)
+    options = {"temperature": 2.0, "alpha": 0.5}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = value_and_gradient(lambda s: distillation_loss(s, teacher, labels, **options), student)
+    want = value_and_gradient(lambda s: distillation_loss(s, teacher, labels, **options), student)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+
+
 S, T, Y = batch(4, 5)
 GIVEN = {"student_logits": S, "teacher_logits": T, "labels": Y, "temperature": 2.0, "alpha": 0.5}
 
@@ -206,6 +293,30 @@ GIVEN = {"student_logits": S, "teacher_logits": T, "labels": Y, "temperature": 2
     [
         ({"temperature": None}, "temperature is missing"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": 1e-40}, "between 1e-18 and 1e"),
+        ({"temperature": torch.tensor(2.0)}, r"temperature has shape \[\], not \[4\]"),
+        ({"temperature": torch.tensor([1.0, 2.0, 0.0, 1.0])}, "temperature is 0.0 in row 2"),
+        ({"temperature": torch.ones(4, dtype=torch.int64)}, r"temperature.double\(\)"),
+        ({"temperature": torch.ones(4, requires_grad=True)}, "temperature requires a gradient"),
+        ({"temperature": torch.ones(4, device="meta")}, "values of temperature are on meta"),
+        ({"alpha": torch.tensor([0.0, 0.5, 1.0, 1.5])}, "alpha is 1.5 in row 3"),
+        ({"alpha": torch.tensor([0.0, math.nan, 1.0, 0.5])}, "alpha is nan in row 1"),
+        ({"alpha": torch.full((4,), 0.5, requires_grad=True)}, r"pass alpha.detach\(\)"),
+        ({"labels": None, "alpha": torch.full((4,), 0.5)}, "alpha means nothing without labels"),
+        ({"labels": None, "alpha": None, "kl_rows": "valid"}, "kl_rows='valid' means nothing without labels"),
+        ({"kl_rows": "some"}, "unknown value of kl_rows 'some'"),
+        ({"row_weight": torch.ones(3)}, r"row_weight has shape \[3\], not \[4\]"),
+        ({"row_weight": torch.ones(4, requires_grad=True)}, "row_weight requires a gradient"),
+        ({"row_weight": [1.0] * 4}, "row_weight is a list"),
+        ({"teacher_lse": torch.ones(4)}, "keep it in float64"),
+        ({"teacher_lse": torch.ones(5, dtype=torch.float64)}, r"teacher_lse has shape \[5\]"),
+        (
+            {"teacher_logits": None, "temperature": None, "alpha": None, "kl_rows": "valid"},
+            "teacher_lse and kl_rows mean",
+        ),
+        ({"student_logits": [[1.0]]}, "student logits are a list"),
+        ({"teacher_logits": [[1.0]]}, "teacher logits are a list"),
+        ({"labels": [1, 2, 3, 4]}, "labels are a list"),
         ({"temperature": -1.0}, "must be positive"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": INF}, "temperature is inf"),
@@ -231,3 +342,31 @@ GIVEN = {"student_logits": S, "teacher_logits": T, "labels": Y, "temperature": 2
 def test_refusals_name_the_fault(change, message):
     with pytest.raises(KdbenchError, match=message):
         distillation_loss(**{**GIVEN, **change})
+
+
+def leaf():
+    return torch.randn(4, 5, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (leaf, T, "would overwrite a leaf that requires"),
+        (lambda: leaf()[:4], T, "would overwrite a view of a leaf"),
+        (lambda: leaf()[0].expand(4, 5), T, "would overwrite a view of a leaf"),
+        (lambda: (leaf() * 2)[:1].expand(4, 5), T, "elements of the student logits share memory"),
+        (lambda: (leaf() * 2).view(20).as_strided((4, 5), (3, 1)), T, "elements of the student logits share memory"),
+        (lambda: T, T, "another argument lies in the student logits' memory"),
+    ],
+)
+def test_inplace_refuses_memory_that_somebody_needs(student, teacher, message):
+    with pytest.raises(KdbenchError, match=message):
+        kl(student(), teacher, temperature=2.0, inplace=True)
+
+
+def test_inplace_without_a_gradient_overwrites_nothing(implementation):
+    student, teacher, labels = batch(4, 5)
+    kept = student.clone()
+    loss = distillation_loss(student, teacher, labels, temperature=2.0, alpha=0.5, inplace=True)
+    assert torch.equal(student, kept)
+    assert torch.equal(loss, distillation_loss(student, teacher, labels, temperature=2.0, alpha=0.5))
