@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kdbench.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from kdbench.bench.contender import Contender
     from kdbench.data.base import Dataset
     from kdbench.executors import ExecutorInfo
     from kdbench.networks.base import Network
@@ -37,3 +38,10 @@ def kdbench_executors() -> Iterable[ExecutorInfo]:
     yield ExecutorInfo(
         id="inline", title="this process, one stage after the other", create="kdbench.executors.inline:InlineExecutor"
     )
+
+
+@hookimpl
+def kdbench_benchmark_contenders() -> Iterable[Contender]:
+    from kdbench.bench import CONTENDERS
+
+    return CONTENDERS

@@ -15,6 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
+    from kdbench.bench.contender import Contender
     from kdbench.data.base import Dataset
     from kdbench.executors import ExecutorInfo
     from kdbench.networks.base import Network
@@ -46,6 +47,15 @@ def kdbench_datasets() -> Iterable[Dataset]:  # type: ignore[empty-body]
 @hookspec
 def kdbench_executors() -> Iterable[ExecutorInfo]:  # type: ignore[empty-body]
     """Engines that ``--executor`` may name: ``yield ExecutorInfo(id="local", title=..., create="module:function")``."""
+
+
+@hookspec
+def kdbench_benchmark_contenders() -> Iterable[Contender]:  # type: ignore[empty-body]
+    """Losses that ``kdbench bench kernels`` times: ``yield Contender(id="mine", title=..., make="module:function")``.
+
+    ``make(case)`` returns ``loss(student, teacher, labels) -> scalar``, Hinton's loss for the case's temperature and
+    alpha (:class:`kdbench.bench.Contender` has the whole contract). It is checked against float64 before it is timed.
+    """
 
 
 @hookspec

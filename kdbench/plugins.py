@@ -20,6 +20,7 @@ from kdbench.errors import KdbenchError, unknown
 if TYPE_CHECKING:
     import click
 
+    from kdbench.bench.contender import Contender
     from kdbench.data.base import Dataset
     from kdbench.executors import ExecutorInfo
     from kdbench.networks.base import Network
@@ -53,6 +54,7 @@ class Registry:
         self.networks: dict[str, Network] = {}
         self.datasets: dict[str, Dataset] = {}
         self.executors: dict[str, ExecutorInfo] = {}
+        self.contenders: dict[str, Contender] = {}
         self._load(EntryPoint(BUILTIN, BUILTIN, GROUP))
         for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
             self._load(entry)
@@ -60,6 +62,7 @@ class Registry:
         self._collect("networks", self.networks, lambda network: network.name)
         self._collect("datasets", self.datasets, lambda dataset: dataset.id)
         self._collect("executors", self.executors, lambda info: info.id)
+        self._collect("benchmark_contenders", self.contenders, lambda contender: contender.id)
 
     def paper(self, name: str) -> Paper:
         """The paper of that id; the error for an unknown one also names plugins that could not be loaded."""
@@ -74,6 +77,11 @@ class Registry:
     def executor(self, name: str) -> ExecutorInfo:
         """The executor of that id."""
         found: ExecutorInfo = self._get("executor", self.executors, name)
+        return found
+
+    def contender(self, name: str) -> Contender:
+        """The benchmark contender of that id."""
+        found: Contender = self._get("contender", self.contenders, name)
         return found
 
     def problems(self) -> list[PluginInfo]:
@@ -118,8 +126,9 @@ class Registry:
                 for item in self._call(plugin, hook) or ():
                     name = key(item)
                     if name in owner:
+                        what = noun.rstrip("s").replace("_", " ")
                         raise KdbenchError(
-                            f"the {noun.rstrip('s')} '{name}' is already provided by plugin '{owner[name]}'",
+                            f"the {what} '{name}' is already provided by plugin '{owner[name]}'",
                             cure="uninstall one of the two",
                         )
                     owner[name] = info.name

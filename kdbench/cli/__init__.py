@@ -24,6 +24,7 @@ COMMANDS = (
     "dossier",
     "data",
     "plugins",
+    "bench",
     "doctor",
 )
 
