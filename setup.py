@@ -7,8 +7,10 @@ torch nor a GPU to build, and lie dormant where there is no driver. Environment:
 KDBENCH_NO_EXT=1        do not build the extension
 KDBENCH_REQUIRE_EXT=1   fail where it cannot be built
 KDBENCH_CUDA            0: leave the CUDA kernels out, 1: fail without them; else they are built where nvcc is found
-KDBENCH_CUDA_ARCHS      compute capabilities, "80;90"; by default all of 80 86 89 90 100 120 that nvcc knows
-CUDA_HOME               where the CUDA toolkit is
+KDBENCH_CUDA_ARCHS      compute capabilities, "80;90"; by default all of 80 86 89 90 100 120 that nvcc knows. Each gets
+                        its machine code, and the last one PTX too, for whatever comes after it
+CUDA_HOME               where the CUDA toolkit is; else nvcc is looked for on the PATH and in /usr/local/cuda
+NVCC_APPEND_FLAGS       additional flags of nvcc, and others that it reads itself
 CXX, CXXFLAGS, LDFLAGS  compiler and additional flags
 MAX_JOBS                how many compilers run at once
 """
@@ -20,6 +22,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -61,17 +64,22 @@ if X86:
     ]
 
 CUDA_ARCHS = (80, 86, 89, 90, 100, 120)
+read_report = runpy.run_path(str(ROOT / "csrc/cuda/resources.py"))["read_report"]
 
 
 def sources_digest(tools: Toolchain, cuda: Cuda | None) -> str:
     """Version of the kernels, part of every stage's identity: whatever can decide the last bits of a loss."""
     compiler = subprocess.run([*tools.cxx, "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
     flags = [KERNEL_FLAGS, tools.cxxflags, tools.ldflags, compiler.splitlines()[:1]]
-    if cuda is not None:
-        flags += [cuda.flags, [cuda.version]]
+    skipped = {"test"}
+    if cuda is None:
+        skipped.add("cuda")
+    else:
+        read_by_nvcc = [os.environ.get(name, "") for name in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")]
+        flags += [cuda.flags, [cuda.version], read_by_nvcc]
     digest = hashlib.sha256(repr(flags).encode())
     for path in sorted((ROOT / "csrc").rglob("*")):
-        if path.is_file() and path.parent.name != "test":
+        if path.suffix in (".h", ".cpp", ".cuh", ".cu") and path.parent.name not in skipped:
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -96,13 +104,19 @@ def flag(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false", "no")
 
 
+def jobs() -> int:
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+
 def run(command: list[str], what: str) -> None:
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     except OSError as error:
         raise CannotBuild(f"{what}: {error}") from error
     if done.returncode:
-        raise CannotBuild(f"{what} (exit status {done.returncode}):\n{done.stdout.strip()[-2000:]}")
+        said = done.stdout.strip()
+        complaints = [line for line in said.splitlines() if re.search(r"\berror\b|\bfatal\b", line)]
+        raise CannotBuild(f"{what} (exit status {done.returncode}):\n" + ("\n".join(complaints[:5]) or said[-2000:]))
 
 
 class Toolchain:
@@ -152,24 +166,11 @@ class Cuda:
         self.archs = self._archs()
         self.runtime = self._runtime()
         host = ["-ccbin", tools.cxx[0]] if os.environ.get("CXX") else []
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
-        newest = self.archs[-1]
-        self.flags = [
-            "-std=c++17",
-            "-O3",
-            "-Xptxas",
-            "-v",
-            *codes,
-            f"-gencode=arch=compute_{newest},code=compute_{newest}",
-        ]
-        self.command = [
-            nvcc,
-            *host,
-            *self.flags,
-            "-Xcompiler",
-            "-fPIC,-fvisibility=hidden",
-            f"-I{ROOT / 'csrc/include'}",
-        ]
+        self.flags = ["-std=c++17", "-O3", "-Xptxas=-v", *self._codes()]  # and no --use_fast_math
+        # Where there are more processors than sources, each nvcc compiles for several architectures at once.
+        threads = max(1, jobs() // max(1, len(self.sources())))
+        here = [f"--threads={threads}", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc/include'}"]
+        self.command = [nvcc, *host, *self.flags, *here]
 
     @classmethod
     def find(cls, tools: Toolchain) -> Cuda | None:
@@ -200,6 +201,17 @@ class Cuda:
             )
         return sorted({int(arch) for arch in wanted})
 
+    def _codes(self) -> list[str]:
+        """One compilation a generation, the first of its architectures; the sources know no finer differences."""
+        generations: dict[int, list[int]] = {}
+        for arch in self.archs:
+            generations.setdefault(arch // 10, []).append(arch)
+        codes = []
+        for archs in generations.values():
+            made = [f"sm_{arch}" for arch in archs] + [f"compute_{archs[0]}"] * (archs[-1] == self.archs[-1])
+            codes.append(f"-gencode=arch=compute_{archs[0]},code=[{','.join(made)}]")
+        return codes
+
     def _runtime(self) -> str:
         # The nvcc on the path may be a wrapper; where its toolkit lies only it knows.
         dry = [self.nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
@@ -214,12 +226,19 @@ class Cuda:
     def sources(self) -> list[Path]:
         return sorted((ROOT / "csrc/cuda").glob("*.cu"))
 
-    def report(self, folder: Path) -> dict[str, int]:
-        """What ptxas said of all kernels: how many, the most registers, and bytes of spills."""
-        said = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("cuda_*.log")))
-        registers = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
-        spills = [int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
-        return {"kernels": len(registers), "most_registers": max(registers, default=0), "spilled_bytes": sum(spills)}
+    def report(self, folder: Path) -> dict[str, object]:
+        """What ptxas said: kernels (one an architecture), registers of the most demanding, bytes spilled by all."""
+        said = "".join((folder / f"cuda_{path.stem}.log").read_text(errors="replace") for path in self.sources())
+        found = read_report(said)
+        registers: dict[str, int] = {}
+        for each in found:
+            registers[each.kernel] = max(each.registers, registers.get(each.kernel, 0))
+        return {
+            "kernels": len(found),
+            "most_registers": max(registers.values(), default=0),
+            "spilled_bytes": sum(each.spilled for each in found),
+            "registers": dict(sorted(registers.items())),
+        }
 
 
 def find_ninja() -> str:
@@ -284,7 +303,8 @@ def ninja_file(tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path) 
             f"  log = {ninja_path(made.with_suffix('.log'))}",
         ]
     lines.append(f"build device: phony {' '.join(map(ninja_path, device_objects))}")
-    runtime = [cuda.runtime, "-ldl", "-lrt", "-lpthread"] if cuda else []
+    # The runtime stays private to the module: torch brings one of its own.
+    runtime = ["-Wl,--exclude-libs,ALL", cuda.runtime, "-ldl", "-lrt", "-lpthread"] if cuda else []
     everything = [*objects, *device_objects]
     link = [*tools.cxx, *tools.shared, *map(str, everything), "-o", str(target), *runtime, *openmp, *tools.ldflags]
     inputs = " ".join(map(ninja_path, everything))
@@ -308,8 +328,8 @@ class BuildNative(build_ext):
                 raise CannotBuild("KDBENCH_NO_EXT was set when the package was built")
             record = self._build(target)
         except CannotBuild as error:
-            if flag("KDBENCH_REQUIRE_EXT"):
-                raise SystemExit(f"kdbench: KDBENCH_REQUIRE_EXT is set, but no extension was built: {error}") from None
+            for name in filter(flag, ("KDBENCH_REQUIRE_EXT", "KDBENCH_CUDA")):
+                raise SystemExit(f"kdbench: {name} is set, but no extension was built: {error}") from None
             self.warn(f"kdbench: the native kernels were NOT built, plain torch is used instead. Reason: {error}")
             record = {"built": False, "reason": str(error)}
             self.extensions = []
@@ -322,7 +342,13 @@ class BuildNative(build_ext):
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         cuda, cuda_reason = self._device_part(tools, folder, target)
-        self._ninja(tools, cuda, folder, target)
+        try:
+            self._ninja(tools, cuda, folder, target)
+        except CannotBuild as error:
+            if cuda is None or flag("KDBENCH_CUDA"):
+                raise
+            cuda, cuda_reason = None, f"the module does not link with them: {error}"
+            self._ninja(tools, cuda, folder, target)
         return {
             "built": True,
             "reason": None,
@@ -351,8 +377,7 @@ class BuildNative(build_ext):
 
     def _ninja(self, tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path, *goals: str) -> None:
         (folder / "build.ninja").write_text(ninja_file(tools, cuda, folder, target))
-        jobs = ["-j", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)]
-        run([find_ninja(), "-C", str(folder), *jobs, *goals], "the native kernels do not compile")
+        run([find_ninja(), "-C", str(folder), "-j", str(jobs()), *goals], "the native kernels do not compile")
 
     def copy_extensions_to_source(self) -> None:
         """In-place and editable builds: bring the record along, and let no extension of an earlier build survive it."""

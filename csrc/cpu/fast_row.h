@@ -18,7 +18,7 @@ constexpr std::int64_t kBlock = 1024;
 enum HardTerm { kNoHard = 0, kOwnExponential = 5 };
 
 inline int hard_term(double temperature) {
-    const int whole = int(smaller(temperature, 5.0));
+    const int whole = int(smaller(5.0, temperature));  // 5 for NaN
     return whole >= 1 && whole <= 4 && double(whole) == temperature ? whole : int(kOwnExponential);
 }
 

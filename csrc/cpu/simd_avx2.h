@@ -92,12 +92,48 @@ inline double reduce_add(Vec x) {
     return _mm_cvtsd_f64(_mm_add_sd(z, _mm_unpackhi_pd(z, z)));
 }
 
-struct FourSums {
-    double a, b, c, d;
+class WideSum {
+  public:
+    void add(Vec x) {
+        low_ = _mm256_add_pd(low_, _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
+        high_ = _mm256_add_pd(high_, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+    }
+    void store(double* to) const {
+        _mm256_storeu_pd(to, low_);
+        _mm256_storeu_pd(to + 4, high_);
+    }
+
+  private:
+    __m256d low_ = _mm256_setzero_pd(), high_ = _mm256_setzero_pd();
 };
 
-inline FourSums reduce_add(Vec a, Vec b, Vec c, Vec d) {
-    return {reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)};
+inline Vec where_equal(Vec a, Vec b, Vec yes, Vec no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+}
+
+inline Vec low_pairs(Vec a, Vec b) {
+    return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+inline Vec high_pairs(Vec a, Vec b) {
+    return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+
+inline void transpose(Vec (&m)[kLanes]) {
+    Vec u[kLanes], v[kLanes];
+    for (int i = 0; i < 8; i += 2) {
+        u[i] = _mm256_unpacklo_ps(m[i], m[i + 1]);
+        u[i + 1] = _mm256_unpackhi_ps(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        v[i] = low_pairs(u[i], u[i + 2]);
+        v[i + 1] = high_pairs(u[i], u[i + 2]);
+        v[i + 2] = low_pairs(u[i + 1], u[i + 3]);
+        v[i + 3] = high_pairs(u[i + 1], u[i + 3]);
+    }
+    for (int j = 0; j < 4; ++j) {
+        m[j] = _mm256_permute2f128_ps(v[j], v[4 + j], 0x20);
+        m[4 + j] = _mm256_permute2f128_ps(v[j], v[4 + j], 0x31);
+    }
 }
 
 inline Vec where_small(Vec x, Vec yes, Vec no) {

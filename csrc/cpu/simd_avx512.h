@@ -77,25 +77,55 @@ inline double reduce_add(Vec x) {
     return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
 }
 
-struct FourSums {
-    double a, b, c, d;
+// A sum of each lane by itself, in double.
+class WideSum {
+  public:
+    void add(Vec x) {
+        low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
+        high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+    }
+    void store(double* to) const {
+        _mm512_storeu_pd(to, low_);
+        _mm512_storeu_pd(to + 8, high_);
+    }
+
+  private:
+    __m512d low_ = _mm512_setzero_pd(), high_ = _mm512_setzero_pd();
 };
 
-inline __m512d halves_added(Vec x) {
-    return _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+inline Vec where_equal(Vec a, Vec b, Vec yes, Vec no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), yes);
 }
 
-// Four at once share most of their shuffles.
-inline FourSums reduce_add(Vec a, Vec b, Vec c, Vec d) {
-    const __m512d u = halves_added(a), v = halves_added(b), w = halves_added(c), x = halves_added(d);
-    const __m512d uv = _mm512_add_pd(_mm512_unpacklo_pd(u, v), _mm512_unpackhi_pd(u, v));
-    const __m512d wx = _mm512_add_pd(_mm512_unpacklo_pd(w, x), _mm512_unpackhi_pd(w, x));
-    const __m256d uv4 = _mm256_add_pd(_mm512_castpd512_pd256(uv), _mm512_extractf64x4_pd(uv, 1));
-    const __m256d wx4 = _mm256_add_pd(_mm512_castpd512_pd256(wx), _mm512_extractf64x4_pd(wx, 1));
-    const __m128d ab = _mm_add_pd(_mm256_castpd256_pd128(uv4), _mm256_extractf128_pd(uv4, 1));
-    const __m128d cd = _mm_add_pd(_mm256_castpd256_pd128(wx4), _mm256_extractf128_pd(wx4, 1));
-    return {_mm_cvtsd_f64(ab), _mm_cvtsd_f64(_mm_unpackhi_pd(ab, ab)), _mm_cvtsd_f64(cd),
-            _mm_cvtsd_f64(_mm_unpackhi_pd(cd, cd))};
+inline Vec low_pairs(Vec a, Vec b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline Vec high_pairs(Vec a, Vec b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+
+// Lane j of m[i] becomes lane i of m[j].
+inline void transpose(Vec (&m)[kLanes]) {
+    Vec u[kLanes], v[kLanes];
+    for (int i = 0; i < 16; i += 2) {
+        u[i] = _mm512_unpacklo_ps(m[i], m[i + 1]);
+        u[i + 1] = _mm512_unpackhi_ps(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // v[i + j]: column j of each quarter, of rows i to i + 3
+        v[i] = low_pairs(u[i], u[i + 2]);
+        v[i + 1] = high_pairs(u[i], u[i + 2]);
+        v[i + 2] = low_pairs(u[i + 1], u[i + 3]);
+        v[i + 3] = high_pairs(u[i + 1], u[i + 3]);
+    }
+    for (int j = 0; j < 4; ++j) {
+        const Vec even_low = _mm512_shuffle_f32x4(v[j], v[4 + j], 0x88), odd_low = _mm512_shuffle_f32x4(v[j], v[4 + j], 0xDD);
+        const Vec even_high = _mm512_shuffle_f32x4(v[8 + j], v[12 + j], 0x88);
+        const Vec odd_high = _mm512_shuffle_f32x4(v[8 + j], v[12 + j], 0xDD);
+        m[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        m[8 + j] = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+        m[4 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        m[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+    }
 }
 
 // yes where |x| <= 1, no elsewhere (and where x is NaN).

@@ -63,12 +63,25 @@ inline float reduce_max(Vec x) {
 }
 inline double reduce_add(Vec x) { return (double(x[0]) + double(x[1])) + (double(x[2]) + double(x[3])); }
 
-struct FourSums {
-    double a, b, c, d;
+class WideSum {
+  public:
+    void add(Vec x) {
+        for (int i = 0; i < kLanes; ++i) lanes_[i] += double(x[i]);
+    }
+    void store(double* to) const {
+        for (int i = 0; i < kLanes; ++i) to[i] = lanes_[i];
+    }
+
+  private:
+    double lanes_[kLanes] = {};
 };
 
-inline FourSums reduce_add(Vec a, Vec b, Vec c, Vec d) {
-    return {reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)};
+inline Vec where_equal(Vec a, Vec b, Vec yes, Vec no) { return choose(Bits(a == b), yes, no); }
+
+inline void transpose(Vec (&m)[kLanes]) {
+    Vec t[kLanes];
+    for (int i = 0; i < kLanes; ++i) t[i] = Vec{m[0][i], m[1][i], m[2][i], m[3][i]};
+    for (int i = 0; i < kLanes; ++i) m[i] = t[i];
 }
 
 inline Vec where_small(Vec x, Vec yes, Vec no) {

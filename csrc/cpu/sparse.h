@@ -58,7 +58,8 @@ inline SparseTerms sparse_terms(const SparseTeacher<Element>& teacher, std::int6
         mass += p[k];
         // From the logit where there is one: p may have underflowed, and an excluded class is not an error.
         if (widen(teacher.logits[k]) == -kInfinity<float> && p[k] == 0) continue;  // NaN: all of them are excluded
-        loss += lq == -kInfinity<double> ? kInfinity<double> : p[k] == 0 ? 0.0 : p[k] * (std::log(p[k]) - lq);
+        const bool excluded = lq == -kInfinity<double> && p[k] == p[k];
+        loss += excluded ? kInfinity<double> : p[k] == 0 ? 0.0 : p[k] * (std::log(p[k]) - lq);
     }
     SparseTerms terms{loss, 1.0, 1.0, 0.0};
     if (teacher.tail == KD_TAIL_UNNORMALISED) {

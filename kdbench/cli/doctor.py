@@ -48,7 +48,7 @@ def _examine(store: str | None) -> dict[str, dict[str, Any]]:
             "torch_threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if cuda else f"none (torch built for CUDA: {torch.version.cuda})",
         },
-        "ops": {"in use": implementation(), **build_info()},
+        "ops": {"in use": implementation("cuda" if cuda else "cpu"), **build_info()},
         "plugins": {info.name: info.problem or "ok" for info in registry().plugins},
         "folders": {
             "store": str(opened.root),

@@ -117,29 +117,45 @@ def _native_on(device: str) -> Implementation:
 
 
 def build_info() -> dict[str, Any]:
-    """What was built, and why not.
+    """What was built, for what, what is used here, and why not more.
 
     Returns
     -------
     dict
         ``built`` (bool), ``reason`` (str or None: why the compiled kernels cannot be used), ``compiler`` (str or
-        None), ``openmp`` (bool or None: whether they can use several threads), ``path`` (str or None: the compiled
-        file), ``sources`` (str: version of the kernels' sources), ``commit`` (str: what the package was built from,
-        with a ``+`` behind it where the tree held more). A module that lies there but does not load is found out only
-        once torch is imported.
+        None), ``openmp`` (bool or None: whether they can use several threads), ``instruction_sets`` (list of str: those
+        that the CPU kernels were built for), ``instruction_set`` (str or None: the one in use; known once torch is
+        imported), ``cuda`` (dict or None: ``nvcc`` version, ``archs`` as compute capabilities times ten, and what ptxas
+        reported: ``kernels``, ``most_registers``, ``spilled_bytes``), ``cuda_reason`` (str or None: why there are no
+        CUDA kernels), ``path`` (str or None: the compiled file), ``sources`` (str: version of the kernels' sources),
+        ``commit`` (str: what the package was built from, with a ``+`` behind it where the tree held more). A module that
+        lies there but does not load is found out only once torch is imported.
     """
     record = _build_record()
     reason = _why_unusable()
     path = _module_path()
+    known = record if path else {}
     return {
         "built": path is not None,
         "reason": reason,
-        "compiler": record.get("compiler") if path else None,
-        "openmp": record.get("openmp") if path else None,
+        "compiler": known.get("compiler"),
+        "openmp": known.get("openmp"),
+        "instruction_sets": known.get("instruction_sets", []),
+        "instruction_set": _instruction_set() if reason is None else None,
+        "cuda": known.get("cuda"),
+        "cuda_reason": known.get("cuda_reason"),
         "path": path,
-        "sources": record.get("sources", "") if path else "",
+        "sources": known.get("sources", ""),
         "commit": record.get("commit", ""),
     }
+
+
+def _instruction_set() -> str | None:
+    if "torch" not in sys.modules:
+        return None
+    from kdbench.ops import native
+
+    return native.instruction_set()
 
 
 def _why_unusable() -> str | None:

@@ -75,7 +75,7 @@ def loss_operator(
     )
     spec = LossSpec(temperature, ce_weight, kl_weight, flags, ignore_index, label_share, tail, tuple(teacher_weights))
     loss, gradient = loss_and_gradient(inputs, spec, want_gradient=want_gradient)
-    return loss, student.new_empty(0) if gradient is None else gradient
+    return loss, student.new_empty(0) if gradient is None else gradient.contiguous()
 
 
 @loss_operator.register_fake

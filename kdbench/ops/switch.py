@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 __all__ = ["LossError", "loss_kernel", "refresh", "scale"]
@@ -32,11 +34,23 @@ def refresh() -> None:
 
 def _look() -> Callable[..., Any] | None:
     global LossError, scale, _known, _loss
-    from kdbench.ops import implementation, native
+    from kdbench.ops import build_info, implementation, native
 
     _loss = scale = None
     if implementation() != "reference":
         module = native.module()
         LossError, scale, _loss = module.LossError, module.scale, module.loss
+    elif reason := build_info()["reason"]:
+        _say_once(reason)
     _known = True
     return _loss
+
+
+@cache
+def _say_once(reason: str) -> None:
+    warnings.warn(
+        f"kdbench computes its losses in plain torch, several times slower: {reason.splitlines()[0]} "
+        "(kdbench doctor tells more)",
+        RuntimeWarning,
+        stacklevel=4,
+    )
