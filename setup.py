@@ -7,8 +7,8 @@ torch nor a GPU to build, and lie dormant where there is no driver. Environment:
 KDBENCH_NO_EXT=1        do not build the extension
 KDBENCH_REQUIRE_EXT=1   fail where it cannot be built
 KDBENCH_CUDA            0: leave the CUDA kernels out, 1: fail without them; else they are built where nvcc is found
-KDBENCH_CUDA_ARCHS      compute capabilities, "80;90"; by default all of 80 86 89 90 100 120 that nvcc knows. Each gets
-                        its machine code, and the last one PTX too, for whatever comes after it
+KDBENCH_CUDA_ARCHS      compute capabilities, "80;90"; by default all of 80 86 89 90 100 120 that nvcc knows. There is
+                        machine code for each, and PTX for those that lie between or come after
 CUDA_HOME               where the CUDA toolkit is; else nvcc is looked for on the PATH and in /usr/local/cuda
 NVCC_APPEND_FLAGS       additional flags of nvcc, and others that it reads itself
 CXX, CXXFLAGS, LDFLAGS  compiler and additional flags
@@ -202,14 +202,14 @@ class Cuda:
         return sorted({int(arch) for arch in wanted})
 
     def _codes(self) -> list[str]:
-        """One compilation a generation, the first of its architectures; the sources know no finer differences."""
-        generations: dict[int, list[int]] = {}
-        for arch in self.archs:
-            generations.setdefault(arch // 10, []).append(arch)
+        """Two compilations, since 9.0 is the one step that the sources know, and machine code for each from these."""
         codes = []
-        for archs in generations.values():
-            made = [f"sm_{arch}" for arch in archs] + [f"compute_{archs[0]}"] * (archs[-1] == self.archs[-1])
-            codes.append(f"-gencode=arch=compute_{archs[0]},code=[{','.join(made)}]")
+        for archs in ([arch for arch in self.archs if arch < 90], [arch for arch in self.archs if arch >= 90]):
+            made = [f"sm_{arch}" for arch in archs]
+            if self.archs[-1] in archs:
+                made.append(f"compute_{archs[0]}")
+            if made:
+                codes.append(f"-gencode=arch=compute_{archs[0]},code=[{','.join(made)}]")
         return codes
 
     def _runtime(self) -> str:
@@ -287,7 +287,7 @@ def ninja_file(tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path) 
     objects, device_objects = [], []
     for source, own in SOURCES.items():
         extra = [*binding_flags(), *(["-DKD_HAVE_CUDA"] if cuda else [])] if source.startswith("csrc/bind/") else []
-        made = folder / f"{'cuda_' if cuda else ''}{source.replace('/', '_')}.o"
+        made = folder / f"{source.replace('/', '_')}.o"
         objects.append(made)
         command = [*tools.cxx, *COMMON_FLAGS, *own, *openmp, *extra, *tools.cxxflags]
         lines += [
@@ -302,7 +302,6 @@ def ninja_file(tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path) 
             f"  compiler = {ninja_command(cuda.command)}",
             f"  log = {ninja_path(made.with_suffix('.log'))}",
         ]
-    lines.append(f"build device: phony {' '.join(map(ninja_path, device_objects))}")
     # The runtime stays private to the module: torch brings one of its own.
     runtime = ["-Wl,--exclude-libs,ALL", cuda.runtime, "-ldl", "-lrt", "-lpthread"] if cuda else []
     everything = [*objects, *device_objects]
@@ -311,7 +310,6 @@ def ninja_file(tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path) 
     lines += [
         f"build {ninja_path(target)}: link {inputs}",
         f"  linker = {ninja_command(link)}",
-        f"default {ninja_path(target)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -341,14 +339,15 @@ class BuildNative(build_ext):
         tools = Toolchain()
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        cuda, cuda_reason = self._device_part(tools, folder, target)
+        cuda, cuda_reason = self._find_cuda(tools)
         try:
             self._ninja(tools, cuda, folder, target)
-        except CannotBuild as error:
+        except CannotBuild as error:  # what fails with nvcc must not cost the CPU kernels
             if cuda is None or flag("KDBENCH_CUDA"):
                 raise
-            cuda, cuda_reason = None, f"the module does not link with them: {error}"
+            cuda, cuda_reason = None, str(error)
             self._ninja(tools, cuda, folder, target)
+            self.warn(f"kdbench: the CUDA kernels were NOT built. Reason: {error}")
         return {
             "built": True,
             "reason": None,
@@ -360,24 +359,22 @@ class BuildNative(build_ext):
             "sources": sources_digest(tools, cuda),
         }
 
-    def _device_part(self, tools: Toolchain, folder: Path, target: Path) -> tuple[Cuda | None, str | None]:
-        """The CUDA objects, compiled; or why there are none. What fails here must not cost the CPU kernels."""
+    def _find_cuda(self, tools: Toolchain) -> tuple[Cuda | None, str | None]:
+        """nvcc, or why there will be no CUDA kernels."""
         try:
             cuda = Cuda.find(tools)
-            if cuda is None:
-                reason = "KDBENCH_CUDA=0 when the package was built" if os.environ.get("KDBENCH_CUDA") else "no nvcc"
-                return None, reason
-            self._ninja(tools, cuda, folder, target, "device")
         except CannotBuild as error:
             if flag("KDBENCH_CUDA"):
                 raise
-            self.warn(f"kdbench: the CUDA kernels were NOT built. Reason: {error}")
+            self.warn(f"kdbench: the CUDA kernels are NOT built. Reason: {error}")
             return None, str(error)
-        return cuda, None
+        if cuda is not None:
+            return cuda, None
+        return None, "KDBENCH_CUDA=0 when the package was built" if os.environ.get("KDBENCH_CUDA") else "no nvcc"
 
-    def _ninja(self, tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path, *goals: str) -> None:
+    def _ninja(self, tools: Toolchain, cuda: Cuda | None, folder: Path, target: Path) -> None:
         (folder / "build.ninja").write_text(ninja_file(tools, cuda, folder, target))
-        run([find_ninja(), "-C", str(folder), "-j", str(jobs()), *goals], "the native kernels do not compile")
+        run([find_ninja(), "-C", str(folder), "-k", "0", "-j", str(jobs())], "the native kernels do not compile")
 
     def copy_extensions_to_source(self) -> None:
         """In-place and editable builds: bring the record along, and let no extension of an earlier build survive it."""

@@ -64,7 +64,9 @@ class NearPass {
             const std::int64_t end = smaller(n, b + kBlock);
             const Step step{broadcast(float(centre)), broadcast(float(factor)), broadcast(float(growth)),
                             broadcast(float(1 / row_.temperature))};
-            for (std::int64_t i = b; i < end; i += kLanes) add(i, int(smaller<std::int64_t>(kLanes, end - i)), step, found);
+            for (std::int64_t i = b; i < end; i += kLanes) {
+                add(i, int(smaller<std::int64_t>(kLanes, end - i)), step, found);
+            }
             bowl += reduce_add(found.bowl);
             slip += reduce_add(found.slip);
         }
