@@ -128,8 +128,8 @@ def build_info() -> dict[str, Any]:
         imported), ``cuda`` (dict or None: ``nvcc`` version, ``archs`` as compute capabilities times ten, and what ptxas
         reported: ``kernels``, ``most_registers``, ``spilled_bytes``), ``cuda_reason`` (str or None: why there are no
         CUDA kernels), ``path`` (str or None: the compiled file), ``sources`` (str: version of the kernels' sources),
-        ``commit`` (str: what the package was built from, with a ``+`` behind it where the tree held more). A module that
-        lies there but does not load is found out only once torch is imported.
+        ``commit`` (str: what the package was built from, with a ``+`` behind it where the tree held more). A module
+        that lies there but does not load is found out only once torch is imported.
     """
     record = _build_record()
     reason = _why_unusable()
