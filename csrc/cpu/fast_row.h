@@ -234,6 +234,16 @@ class FastPass {
     struct Sums {
         Vec soft, target, gap, hard, exponents;
     };
+    struct WideSums {
+        WideSum soft, target, gap, hard, exponents;
+
+        void add(const Sums& sums) {
+            if constexpr (kSoft) soft.add(sums.soft);
+            if constexpr (kPair) target.add(sums.target), gap.add(sums.gap);
+            if constexpr (kHard != kNoHard) hard.add(sums.hard);
+            if constexpr (kSmooth) exponents.add(sums.exponents);
+        }
+    };
 
     // exp(s) of class c in the unit of `others`.
     double hard_at(std::int64_t c) const {
@@ -293,23 +303,41 @@ class FastPass {
     void block(std::int64_t b, std::int64_t end) {
         const VecOrigin student(total_.student), teacher(kPair ? total_.teacher : total_.student);
         const VecOrigin hard(kHard == kOwnExponential ? total_.hard : total_.student);
-        const Vec zero = broadcast(0.0f);
-        Sums sums{zero, zero, zero, zero, zero};
         // The label's own exp(s) is left out of the sum, and its vector done by itself.
         const bool here = (kHard != kNoHard) && row_.label >= b && row_.label < end;
-        const std::int64_t hot = here ? b + (row_.label - b) / kLanes * kLanes : end;
-        std::int64_t i = whole(b, smaller(hot, b + (end - b) / kLanes * kLanes), student, teacher, hard, sums);
+        const std::int64_t full = b + (end - b) / kLanes * kLanes;
+        const std::int64_t hot = here ? b + (row_.label - b) / kLanes * kLanes : full;
+        WideSums wide;
+        Sums sums = nothing();
+        std::int64_t i = stretch(b, smaller(hot, full), student, teacher, hard, sums, wide);
         if (here) {
             part(i, int(smaller<std::int64_t>(kLanes, end - i)), int(row_.label - i), student, teacher, hard, sums);
-            i += kLanes;
-            if (i < end) i = whole(i, b + (end - b) / kLanes * kLanes, student, teacher, hard, sums);
+            i = stretch(i + kLanes, full, student, teacher, hard, sums, wide);
         }
         if (i < end) part(i, int(end - i), -1, student, teacher, hard, sums);
-        if constexpr (kSoft) total_.soft += reduce_add(sums.soft);
-        if constexpr (kPair) total_.target += reduce_add(sums.target), total_.gap += reduce_add(sums.gap);
-        if constexpr (kHard != kNoHard) total_.others += reduce_add(sums.hard);
-        if constexpr (kSmooth) total_.exponents += reduce_add(sums.exponents);
+        wide.add(sums);
+        if constexpr (kSoft) total_.soft += wide.soft.sum();
+        if constexpr (kPair) total_.target += wide.target.sum(), total_.gap += wide.gap.sum();
+        if constexpr (kHard != kNoHard) total_.others += wide.hard.sum();
+        if constexpr (kSmooth) total_.exponents += wide.exponents.sum();
         counted_ += (end - b) - (here ? 1 : 0);
+    }
+
+    static Sums nothing() {
+        const Vec zero = broadcast(0.0f);
+        return {zero, zero, zero, zero, zero};
+    }
+
+    // Whole vectors from i to end. Now and then the sums go on to double: the divergence is the difference of two of them.
+    std::int64_t stretch(std::int64_t i, std::int64_t end, const VecOrigin& student, const VecOrigin& teacher,
+                         const VecOrigin& hard, Sums& sums, WideSums& wide) {
+        constexpr std::int64_t kAtOnce = 16 * kLanes;
+        while (end - i > kAtOnce) {
+            i = whole(i, i + kAtOnce, student, teacher, hard, sums);
+            wide.add(sums);
+            sums = nothing();
+        }
+        return whole(i, end, student, teacher, hard, sums);
     }
 
     std::int64_t whole(std::int64_t i, std::int64_t end, const VecOrigin& student, const VecOrigin& teacher,

@@ -98,6 +98,11 @@ class WideSum {
         low_ = _mm256_add_pd(low_, _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
         high_ = _mm256_add_pd(high_, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
     }
+    double sum() const {
+        const __m256d both = _mm256_add_pd(low_, high_);
+        const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(both), _mm256_extractf128_pd(both, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+    }
     void store(double* to) const {
         _mm256_storeu_pd(to, low_);
         _mm256_storeu_pd(to + 4, high_);

@@ -84,6 +84,7 @@ class WideSum {
         low_ = _mm512_add_pd(low_, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
         high_ = _mm512_add_pd(high_, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
     }
+    double sum() const { return _mm512_reduce_add_pd(_mm512_add_pd(low_, high_)); }
     void store(double* to) const {
         _mm512_storeu_pd(to, low_);
         _mm512_storeu_pd(to + 8, high_);

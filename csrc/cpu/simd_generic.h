@@ -68,6 +68,7 @@ class WideSum {
     void add(Vec x) {
         for (int i = 0; i < kLanes; ++i) lanes_[i] += double(x[i]);
     }
+    double sum() const { return (lanes_[0] + lanes_[1]) + (lanes_[2] + lanes_[3]); }
     void store(double* to) const {
         for (int i = 0; i < kLanes; ++i) to[i] = lanes_[i];
     }

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_AT_ONCE = 1 << 20  # elements
 _transforms_active = torch._C._are_functorch_transforms_active
 _modes_active = torch._C._len_torch_dispatch_stack
 _compiling = torch.compiler.is_compiling
@@ -218,19 +219,20 @@ def once_only(gradient: Tensor) -> Tensor:
 
 
 def _scaled(gradient: Tensor, grad_output: Tensor, unscale: float | None) -> Tensor:
-    """``grad_output * unscale * gradient`` in the gradient's own memory."""
+    """``grad_output * unscale * gradient`` in the gradient's own memory; a half-precision gradient stays so."""
     # On a device the factor is read there, and nothing written where it is 1: asking for it here would wait.
     if gradient.is_cuda and switch.scale is not None and switch.scale(gradient, grad_output, unscale or 1.0):
         return gradient
-    return gradient.mul_(_factor(grad_output, unscale))
+    factor = grad_output if unscale is None else grad_output * unscale
+    if not factor.ndim:
+        return gradient.mul_(factor)
+    # torch widens a half-precision matrix to multiply it by float32 rows: not all of it at once.
+    rows = max(1, _AT_ONCE // gradient.shape[1]) if gradient.dtype.itemsize == 2 else max(1, len(gradient))
+    for some, their in zip(gradient.split(rows), factor.split(rows), strict=True):
+        some.mul_(their[:, None])
+    return gradient
 
 
 def _scaled_copy(gradient: Tensor, grad_output: Tensor, unscale: float | None) -> Tensor:
     """The same, where the next backward pass reads the gradient again and the caller may change what it is given."""
-    # A half-precision gradient stays so, though its loss is float32.
-    return (gradient * _factor(grad_output, unscale)).to(gradient.dtype)
-
-
-def _factor(grad_output: Tensor, unscale: float | None) -> Tensor:
-    factor = grad_output if unscale is None else grad_output * unscale
-    return factor[:, None] if factor.ndim else factor
+    return _scaled(gradient.clone(), grad_output, unscale)
