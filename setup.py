@@ -189,7 +189,7 @@ class Cuda:
 
     def _archs(self) -> list[int]:
         listed = subprocess.run([self.nvcc, "--list-gpu-arch"], stdout=subprocess.PIPE, text=True, check=False).stdout
-        known = {int(number) for number in re.findall(r"compute_(\d+)\b", listed)}
+        known = {arch for arch in map(int, re.findall(r"compute_(\d+)\b", listed)) if arch >= CUDA_ARCHS[0]}
         wish = os.environ.get("KDBENCH_CUDA_ARCHS", "")
         if not wish:
             return [arch for arch in CUDA_ARCHS if arch in known]
@@ -197,7 +197,7 @@ class Cuda:
         unknown = sorted({int(arch) for arch in wanted} - known)
         if unknown or not wanted:
             raise CannotBuild(
-                f"KDBENCH_CUDA_ARCHS={wish!r} names {unknown or 'nothing'}; nvcc {self.version} knows {sorted(known)}"
+                f"KDBENCH_CUDA_ARCHS={wish!r} names {unknown or 'nothing'}; possible here: {sorted(known)}"
             )
         return sorted({int(arch) for arch in wanted})
 

@@ -1,5 +1,5 @@
-// What the kernels ask of the machine, an instruction or two a function. csrc/test/cuda_shim.h gives the same names to a
-// host compiler, so that the kernels can be executed, slowly, where there is no device.
+// What the kernels ask of the machine, an instruction or two a function. csrc/test/cuda_shim.h gives the same names to
+// a host compiler, so that the kernels can be executed, slowly, where there is no device.
 #pragma once
 
 #ifdef KD_EMULATE
@@ -11,6 +11,8 @@
 #include <cstdint>
 
 namespace kd::cuda {
+
+constexpr bool kEmulated = false;
 
 // Thread block clusters came with compute capability 9.0.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -103,14 +105,17 @@ __device__ __forceinline__ std::uint32_t set_bits(std::uint32_t* word, std::uint
     return atomicOr(word, bits);
 }
 
+__device__ __forceinline__ void add_to(int* global, int x) { atomicAdd(global, x); }
+
 // ---- threads -------------------------------------------------------------------------------------------------------
 
+// x of the lane whose number differs by `mask`, among the lanes whose bits are set in `members`: all of these call.
 template <class Number>
-__device__ __forceinline__ Number shuffle_xor(Number x, int mask) {
-    return __shfl_xor_sync(0xFFFFFFFFu, x, mask);
+__device__ __forceinline__ Number shuffle_xor(std::uint32_t members, Number x, int mask) {
+    return __shfl_xor_sync(members, x, mask);
 }
 
-__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+__device__ __forceinline__ void sync_lanes(std::uint32_t members) { __syncwarp(members); }
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -126,10 +131,11 @@ __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.w
 
 // Writes a word where another block of the cluster has the variable that `shared` is here.
 __device__ __forceinline__ void push(std::uint32_t* shared, int rank, std::uint32_t word) {
-    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.u32 [there], %2; }" ::"r"(
-                     shared_address(shared)),
-                 "r"(rank), "r"(word)
-                 : "memory");
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.u32 [there], %2; }" ::"r"(
+            shared_address(shared)),
+        "r"(rank), "r"(word)
+        : "memory");
 }
 #else
 __device__ __forceinline__ int cluster_rank() { return 0; }

@@ -1,8 +1,8 @@
-// CE and KL of several dense teachers. Simple rather than fast: a block to a row, every teacher compared with the student
-// on its own first (as the one teacher of loss.cu is), then all together; nothing stays in shared memory.
+// CE and KL of several dense teachers. Simple rather than fast: a block to a row, every teacher compared with the
+// student on its own first (as the one teacher of loss.cu is), then all together; nothing stays in shared memory.
 //
-// With weights w_k that sum to 1, q - sum_k w_k p_k = sum_k w_k (q - p_k): differences of distributions that are close keep
-// their digits, and teachers that all equal the student give exactly 0.
+// With weights w_k that sum to 1, q - sum_k w_k p_k = sum_k w_k (q - p_k): differences of distributions that are close
+// keep their digits, and teachers that all equal the student give exactly 0.
 #include "row.cuh"
 
 namespace kd::cuda {
@@ -45,7 +45,8 @@ struct Mixture {
         excluded = excluded || (s == -kInfinity && t > -kInfinity);
     }
 
-    // p (exp(u) - 1 - u) of the mean p, u = log(q / p) = log(1 + slope / p). log q is given for where q is much smaller.
+    // p (exp(u) - 1 - u) of the mean p, u = log(q / p) = log(1 + slope / p). log q is given for where q is much
+    // smaller.
     __device__ float part_of_mean(float log_q) const {
         if (excluded) return kInfinity;
         if (target == 0.0f) return slope;
@@ -57,8 +58,8 @@ struct Mixture {
 
 // Compares every teacher with the student. False if a row is broken; `stats` holds the sums of the CE term.
 template <class T>
-__device__ bool compare(Team& team, const Panel<T>& panel, const Walk<T, true>& any, const Task& task, float label_logit,
-                        Stats& stats) {
+__device__ bool compare(Team& team, const Panel<T>& panel, const Walk<T, true>& any, const Task& task,
+                        float label_logit, Stats& stats) {
     for (int k = 0; k < panel.count(); ++k) {
         if (panel.weight(k) == 0.0f) continue;
         Walk<T, true> walk = any;
@@ -75,8 +76,8 @@ __device__ bool compare(Team& team, const Panel<T>& panel, const Walk<T, true>& 
 
 // What a class of the student meets in all teachers together.
 template <class T, class Plain>
-__device__ __forceinline__ void gather(const Panel<T>& panel, const Walk<T, true>& any, const Task& task, int v, int quad,
-                                       Plain plain, const Quad& s, const Quad& e_s, Mixture (&mixtures)[4]) {
+__device__ __forceinline__ void gather(const Panel<T>& panel, const Walk<T, true>& any, const Task& task, int v,
+                                       int quad, Plain plain, const Quad& s, const Quad& e_s, Mixture (&mixtures)[4]) {
     for (int k = 0; k < panel.count(); ++k) {
         if (panel.weight(k) == 0.0f) continue;
         const T* const logits = panel.logits(k);
@@ -95,8 +96,8 @@ __device__ __forceinline__ void gather(const Panel<T>& panel, const Walk<T, true
 
 // The gradient of both terms, and the divergence in every thread.
 template <class T>
-__device__ float finish(Team& team, const Panel<T>& panel, const Walk<T, true>& any, const Task& task, const Stats& stats,
-                        const Hard& hard) {
+__device__ float finish(Team& team, const Panel<T>& panel, const Walk<T, true>& any, const Task& task,
+                        const Stats& stats, const Hard& hard) {
     const HardSlope slope = hard_slope(task, hard, hard.sum * exp2_approx(-hard_excess(task, stats)));
     const float log_share = logf(exp2_approx(soft_excess(task, stats)) / stats.student_sum);
     const float soft_slope = task.kl_weight * task.slope;

@@ -11,8 +11,12 @@ namespace {
 
 thread_local char last_error[512] = "";
 
-// Row losses follow behind the number of valid rows.
+// The workspace: the number of valid rows, row losses, sums of them.
 constexpr std::int64_t kRowLossOffset = 16;
+
+std::int64_t partial_offset(std::int64_t rows) {
+    return kRowLossOffset + (rows * std::int64_t(sizeof(float)) + 15) / 16 * 16;
+}
 
 // Up to this many labels every warp counts the valid rows itself, which spares a launch.
 constexpr std::int64_t kCountedByAll = 1024;
@@ -181,13 +185,14 @@ bool run(const kd_loss_args& args, const kd_cuda_call& call) {
     const Queue queue{device_of(call.device), static_cast<cudaStream_t>(call.stream)};
     if (queue.device.shared_block == 0) return false;
     const Problem problem = problem_of(args, call);
-    if (problem.valid_rows != nullptr &&
-        !start_count(args.labels, problem.long_labels, args.ignore_index, args.rows, const_cast<int*>(problem.valid_rows),
-                     queue)) {
+    if (problem.valid_rows != nullptr && !start_count(args.labels, problem.long_labels, args.ignore_index, args.rows,
+                                                      const_cast<int*>(problem.valid_rows), queue)) {
         return false;
     }
     if (args.rows > 0 && !start_loss(args, problem, queue)) return false;
-    return (args.flags & KD_PER_ROW) != 0 || start_sum(problem.loss, args.rows, call.loss, queue);
+    if ((args.flags & KD_PER_ROW) != 0) return true;
+    double* const partial = reinterpret_cast<double*>(static_cast<char*>(call.workspace) + partial_offset(args.rows));
+    return start_sum(problem.loss, args.rows, partial, call.loss, queue);
 }
 
 }  // namespace
@@ -243,7 +248,8 @@ bool has_room(const void* kernel, const Plan& plan, const Queue& queue) {
     const cudaLaunchConfig_t config = launch_of(plan, queue.stream, &cluster);
     int clusters = 0;
     const bool room =
-        succeeded(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "clusters cannot be counted") && clusters > 0;
+        succeeded(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "clusters cannot be counted") &&
+        clusters > 0;
     known.push_back(Answer{kernel, queue.device.index, plan.blocks, plan.shared, plan.block.x, room});
     return room;
 }
@@ -251,8 +257,9 @@ bool has_room(const void* kernel, const Plan& plan, const Queue& queue) {
 }  // namespace kd::cuda
 
 extern "C" int64_t kd_cuda_workspace(const kd_loss_args* args) {
+    using namespace kd::cuda;
     const std::int64_t rows = (args->flags & KD_PER_ROW) != 0 ? 0 : args->rows;
-    return kd::cuda::kRowLossOffset + (rows * std::int64_t(sizeof(float)) + 15) / 16 * 16;
+    return partial_offset(rows) + partial_sums(rows) * std::int64_t(sizeof(double));
 }
 
 extern "C" kd_status kd_loss_cuda(const kd_loss_args* args, const kd_cuda_call* call) {
@@ -261,8 +268,8 @@ extern "C" kd_status kd_loss_cuda(const kd_loss_args* args, const kd_cuda_call* 
 }
 
 extern "C" kd_status kd_log_sum_exp_cuda(const void* logits, int64_t stride, int32_t dtype, int64_t rows,
-                                         int64_t classes, double temperature, const double* row_temperature, double* lse,
-                                         void* stream, int32_t device) {
+                                         int64_t classes, double temperature, const double* row_temperature,
+                                         double* lse, void* stream, int32_t device) {
     using namespace kd::cuda;
     const bool warm = row_temperature != nullptr || (temperature > 0 && std::isfinite(temperature));
     if (!sensible_size(rows, classes) || !on_device(dtype) || !warm) return KD_BAD_ARGUMENT;
@@ -271,9 +278,9 @@ extern "C" kd_status kd_log_sum_exp_cuda(const void* logits, int64_t stride, int
     const Current current(device);
     if (!current.good()) return KD_CUDA_ERROR;
     const Queue queue{device_of(device), static_cast<cudaStream_t>(stream)};
-    const bool started = queue.device.shared_block > 0 &&
-                         start_log_sum_exp(logits, stride, dtype, rows, int(classes), 1.0 / temperature, row_temperature,
-                                           lse, queue);
+    const bool started =
+        queue.device.shared_block > 0 &&
+        start_log_sum_exp(logits, stride, dtype, rows, int(classes), 1.0 / temperature, row_temperature, lse, queue);
     return started ? KD_OK : KD_CUDA_ERROR;
 }
 

@@ -120,6 +120,10 @@ bool start_scale(void* grad, std::int64_t stride, int dtype, std::int64_t rows, 
                  std::int64_t scale_stride, double factor, const Queue& queue);
 bool start_count(const void* labels, bool long_labels, std::int64_t ignore_index, std::int64_t rows, int* valid_rows,
                  const Queue& queue);
-bool start_sum(const float* row_loss, std::int64_t rows, float* loss, const Queue& queue);
+bool start_sum(const float* row_loss, std::int64_t rows, double* partial, float* loss, const Queue& queue);
+
+// Numbers that one block adds up, and how many sums that makes of so many rows; 0 if one block does it all.
+constexpr std::int64_t kSummed = std::int64_t(1) << 15;
+constexpr std::int64_t partial_sums(std::int64_t rows) { return rows > kSummed ? (rows + kSummed - 1) / kSummed : 0; }
 
 }  // namespace kd::cuda

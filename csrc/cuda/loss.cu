@@ -1,8 +1,8 @@
 // CE and KL of one dense teacher: one read of the logits, one write of the gradient.
 //
-// A row belongs to a warp (few classes), a block or, from compute capability 9.0 on, a cluster of blocks, whichever is
-// the smallest that can keep the row in shared memory and still leave room for other rows beside it, so that one row is
-// loaded while another is computed. Of a row that is too large for all of them, the rest is read again.
+// A row belongs to a warp or a part of one (few classes), a block or, from compute capability 9.0 on, a cluster of
+// blocks: the smallest that can keep the row in shared memory and still leave room for other rows beside it, so that
+// one row is loaded while another is computed. Of a row that is too large for all of them, the rest is read again.
 #include <algorithm>
 
 #include "launch.h"
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kMostThreads, 2) dense_kernel(const Problem pr
     team.gather();
 }
 
-// Rows of at most this many logits go to warps, of which up to this many share a block.
+// Rows of at most this many logits go to warps or parts of one, of which up to this many threads share a block.
 constexpr int kWarpClasses = 1024;
-constexpr int kMostRowsOfBlock = 8;
-constexpr int kWarpRowBytes = 40 << 10;  // of shared memory for all of them
+constexpr int kWarpBlock = 256;
+constexpr int kWarpBlockBytes = 40 << 10;  // of shared memory
 
 constexpr int kReservedBytes = 1024;  // of shared memory that each block costs on top of its own
 
@@ -87,17 +87,20 @@ struct Extent {
     int block_bytes(int blocks) const { return divided_up(words, blocks) * tensors * 16; }
 };
 
+// With many rows, a row gets so few lanes that each has some words: what they do apart from that costs the same.
 Plan plan_warps(const Device& device, const Extent& extent) {
     Plan plan;
-    const int room = std::min(kWarpRowBytes, device.shared_block - kSlotBytes);
-    plan.held = std::min(divided_up(extent.words, kLanes), room / extent.step_bytes(kLanes));
-    const int row_bytes = plan.held * extent.step_bytes(kLanes);
-    int rows = 1;
-    while (rows < kMostRowsOfBlock && extent.rows > 4LL * rows * device.processors &&
+    int lanes = kLanes;
+    while (lanes > 4 && extent.words <= 2 * lanes && extent.rows * lanes > 1024LL * device.processors) lanes /= 2;
+    const int room = std::min(kWarpBlockBytes, device.shared_block - kSlotBytes);
+    int rows = kLanes / lanes;
+    plan.held = std::min(divided_up(extent.words, lanes), room / extent.step_bytes(kLanes));
+    const int row_bytes = plan.held * extent.step_bytes(lanes);
+    while (2 * rows * lanes <= kWarpBlock && extent.rows > 4LL * rows * device.processors &&
            2 * rows * row_bytes <= room) {
         rows *= 2;
     }
-    plan.block = dim3(kLanes, unsigned(rows), 1);
+    plan.block = dim3(unsigned(lanes), unsigned(rows), 1);
     plan.shared = kSlotBytes + rows * row_bytes;
     return plan;
 }

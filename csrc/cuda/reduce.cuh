@@ -18,11 +18,19 @@ constexpr int kSlotWords = 8;
 constexpr int kTurnWords = (kMostWarps + kMostBlocks) * kSlotWords;
 constexpr int kSlotBytes = 2 * kTurnWords * 4;
 
-__device__ __forceinline__ int lane_of_thread() { return int(threadIdx.x % kLanes); }
+__device__ __forceinline__ int lane_of_thread() { return int(threadIdx.x % kLanes); }  // among those of its team
 __device__ __forceinline__ int warp_of_thread() { return int(threadIdx.x / kLanes); }
 
+// Lanes of a warp that belong to one team, and which they are.
+__device__ __forceinline__ int lanes_of_team() { return int(blockDim.x) < kLanes ? int(blockDim.x) : kLanes; }
+__device__ __forceinline__ std::uint32_t members_of_team() {
+    const int lanes = lanes_of_team();
+    const std::uint32_t first = threadIdx.y * blockDim.x % kLanes;
+    return lanes == kLanes ? 0xFFFFFFFFu : ((1u << lanes) - 1u) << first;
+}
+
 // The threads that share a row: `blocks` blocks of blockDim.x threads. Beside each other in a block there can be
-// blockDim.y teams, which must then be single warps.
+// blockDim.y teams, which are then single warps or, where blockDim.x is a smaller power of 2, parts of one.
 struct Team {
     int blocks;     // of the cluster
     int turn;       // which half of the slots is next
@@ -64,10 +72,10 @@ __device__ __forceinline__ Value collect(const std::uint32_t* slot) {
     return value;
 }
 
-// The team's value in every thread. join(value) replaces the 32 lanes' values by theirs together; `nothing` is neutral.
+// The team's value in every thread. join(value) replaces the lanes' values by theirs together; `nothing` is neutral.
 template <class Value, class Join>
 __device__ __forceinline__ Value all_reduce(Team& team, Value value, const Value& nothing, const Join& join) {
-    sync_warp();  // whatever the lanes read before, others may overwrite after
+    sync_lanes(members_of_team());  // whatever the lanes read before, others may overwrite after
     value = join(value);
     const int lane = lane_of_thread();
     std::uint32_t* const slots = reinterpret_cast<std::uint32_t*>(shared_memory()) + team.turn * kTurnWords;
@@ -97,14 +105,20 @@ __device__ __forceinline__ Value all_reduce(Team& team, Value value, const Value
 
 template <class Number>
 __device__ __forceinline__ Number lanes_sum(Number x) {
+    const std::uint32_t members = members_of_team();
 #pragma unroll
-    for (int mask = 1; mask < kLanes; mask *= 2) x += shuffle_xor(x, mask);
+    for (int mask = 1; mask < kLanes; mask *= 2) {
+        if (mask < lanes_of_team()) x += shuffle_xor(members, x, mask);
+    }
     return x;
 }
 
 __device__ __forceinline__ float lanes_max(float x) {
+    const std::uint32_t members = members_of_team();
 #pragma unroll
-    for (int mask = 1; mask < kLanes; mask *= 2) x = max_nan(x, shuffle_xor(x, mask));
+    for (int mask = 1; mask < kLanes; mask *= 2) {
+        if (mask < lanes_of_team()) x = max_nan(x, shuffle_xor(members, x, mask));
+    }
     return x;
 }
 

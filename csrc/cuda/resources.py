@@ -41,9 +41,9 @@ def read_report(text: str) -> list[Resources]:
 
 def readable(symbol: str) -> str:
     """``dense_kernel<Bf16, true>`` of a mangled name; the name itself where it is another kind of name."""
-    found = re.search(r"\d([a-z_]+_kernel)(?:I(\w+?)EEv)?", symbol)
+    found = re.search(r"\d([a-z_]+_kernel)(?:I((?:NS\d*_4[BF][fp]16E|Lb[01]E|[fd])+)E)?", symbol)
     if found is None:
         return symbol
-    arguments = re.findall(r"\d(Bf16|Fp16)E?|(f)(?=L|$)|Lb([01])E?", found[2] or "")
-    words = [half or ("float" if single else ("false", "true")[int(switch)]) for half, single, switch in arguments]
-    return found[1] + (f"<{', '.join(words)}>" if words else "")
+    words = {"f": "float", "d": "double", "Bf16": "Bf16", "Fp16": "Fp16", "Lb0": "false", "Lb1": "true"}
+    arguments = [words[each] for each in re.findall(r"[BF][fp]16|Lb[01]|[fd]", found[2] or "")]
+    return found[1] + (f"<{', '.join(arguments)}>" if arguments else "")

@@ -149,8 +149,8 @@ __device__ __forceinline__ float difference(float a, float b, float& rest) {
     return result;
 }
 
-// t - s less the shift. Rounding t - s costs a unit in the last place of it, which matters only where the shift is large
-// and the logits have digits enough to show it: differences of half-precision numbers of one size are exact.
+// t - s less the shift. Rounding t - s costs a unit in the last place of it, which matters only where the shift is
+// large and the logits have digits enough to show it: differences of half-precision numbers of one size are exact.
 template <bool kHalf, int kCount>
 __device__ __forceinline__ void gaps(const Soft& soft, const float (&s)[kCount], const float (&t)[kCount],
                                      float (&gap)[kCount]) {
@@ -188,8 +188,8 @@ __device__ __forceinline__ float plain_kl(const Stats& stats) {
 
 constexpr float kSmallKl = 0.05f;
 
-// Whether D must be better than the sums of the first pass give it: for a small KL, and where most of the probability is
-// one class's, whose 1 hides the rest of the sum.
+// Whether D must be better than the sums of the first pass give it: for a small KL, and where most of the probability
+// is one class's, whose 1 hides the rest of the sum.
 __device__ __forceinline__ bool needs_recentring(const Soft& soft, float kl) {
     return !(kl >= kSmallKl) || fminf(soft.student_share, soft.teacher_share) > 0.8f;
 }

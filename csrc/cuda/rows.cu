@@ -62,8 +62,8 @@ __device__ void add_word(LogSum& all, const uint4& word, const Scaling& by) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) log_sum_exp_kernel(const Rows rows, double per_temperature,
-                                                                   const double* row_temperature, double* lse) {
+__global__ void __launch_bounds__(kMostThreads)
+    log_sum_exp_kernel(const Rows rows, double per_temperature, const double* row_temperature, double* lse) {
     Team team(1);
     const std::int64_t first = std::int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
     for (std::int64_t row = first; row < rows.rows; row += std::int64_t(gridDim.x) * blockDim.y) {
@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kMostThreads) log_sum_exp_kernel(const Rows ro
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) scale_kernel(const Rows rows, const float* scale,
-                                                             std::int64_t scale_stride, double common) {
+__global__ void __launch_bounds__(kMostThreads)
+    scale_kernel(const Rows rows, const float* scale, std::int64_t scale_stride, double common) {
     const std::int64_t first = std::int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
     for (std::int64_t row = first; row < rows.rows; row += std::int64_t(gridDim.x) * blockDim.y) {
         const float factor = float(double(scale[row * scale_stride]) * common);
@@ -108,24 +108,33 @@ __global__ void __launch_bounds__(kMostThreads) scale_kernel(const Rows rows, co
     }
 }
 
-__global__ void __launch_bounds__(kMostThreads) count_kernel(const void* labels, bool long_labels,
-                                                             std::int64_t ignore_index, std::int64_t rows,
-                                                             int* valid_rows) {
+// Whole numbers may be added in any order; `valid_rows` is 0 before, where there are several blocks.
+__global__ void __launch_bounds__(kMostThreads)
+    count_kernel(const void* labels, bool long_labels, std::int64_t ignore_index, std::int64_t rows, int* valid_rows) {
     Team team(1);
     int count = 0;
-    for (std::int64_t i = threadIdx.x; i < rows; i += blockDim.x) {
+    for (std::int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < rows; i += gridDim.x * blockDim.x) {
         count += integer_at(labels, long_labels, i) != ignore_index;
     }
     count = team_sum(team, count);
-    if (threadIdx.x == 0) *valid_rows = count;
+    if (threadIdx.x != 0) return;
+    if (gridDim.x == 1) {
+        *valid_rows = count;
+    } else {
+        add_to(valid_rows, count);
+    }
 }
 
-__global__ void __launch_bounds__(kMostThreads) sum_kernel(const float* row_loss, std::int64_t rows, float* loss) {
+// Block k adds up numbers k * kSummed and the following.
+template <class Number, class Sum>
+__global__ void __launch_bounds__(kMostThreads) sum_kernel(const Number* numbers, std::int64_t count, Sum* sums) {
     Team team(1);
+    const std::int64_t begin = blockIdx.x * kSummed;
+    const std::int64_t end = begin + kSummed < count ? begin + kSummed : count;
     double sum = 0.0;
-    for (std::int64_t i = threadIdx.x; i < rows; i += blockDim.x) sum += double(row_loss[i]);
+    for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) sum += double(numbers[i]);
     sum = team_sum(team, sum);
-    if (threadIdx.x == 0) *loss = float(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = Sum(sum);
 }
 
 // Rows to warps where they are short, else to blocks.
@@ -140,9 +149,10 @@ Plan plan_of(const Rows& rows, int width) {
     return plan;
 }
 
-Plan one_block() {
+Plan blocks_of_256(std::int64_t blocks) {
     Plan plan;
     plan.block = dim3(256, 1, 1);
+    plan.teams = unsigned(blocks);
     plan.shared = kSlotBytes;
     return plan;
 }
@@ -169,11 +179,19 @@ bool start_scale(void* grad, std::int64_t stride, int dtype, std::int64_t rows, 
 
 bool start_count(const void* labels, bool long_labels, std::int64_t ignore_index, std::int64_t rows, int* valid_rows,
                  const Queue& queue) {
-    return start(count_kernel, one_block(), queue, labels, long_labels, ignore_index, rows, valid_rows);
+    const std::int64_t blocks = rows < 8192 ? 1 : rows < (1 << 22) ? rows / 4096 : 1024;
+    if (blocks > 1 &&
+        !succeeded(cudaMemsetAsync(valid_rows, 0, sizeof(int), queue.stream), "a count cannot be cleared")) {
+        return false;
+    }
+    return start(count_kernel, blocks_of_256(blocks), queue, labels, long_labels, ignore_index, rows, valid_rows);
 }
 
-bool start_sum(const float* row_loss, std::int64_t rows, float* loss, const Queue& queue) {
-    return start(sum_kernel, one_block(), queue, row_loss, rows, loss);
+bool start_sum(const float* row_loss, std::int64_t rows, double* partial, float* loss, const Queue& queue) {
+    const std::int64_t blocks = partial_sums(rows);
+    if (blocks == 0) return start(sum_kernel<float, float>, blocks_of_256(1), queue, row_loss, rows, loss);
+    return start(sum_kernel<float, double>, blocks_of_256(blocks), queue, row_loss, rows, partial) &&
+           start(sum_kernel<double, float>, blocks_of_256(1), queue, partial, blocks, loss);
 }
 
 }  // namespace kd::cuda

@@ -10,20 +10,20 @@
 namespace kd::cuda {
 namespace {
 
-constexpr int kMapWords = 8192;  // of 32 classes each; more classes are done in several windows
+constexpr int kMapWords = kEmulated ? 16 : 8192;  // of 32 classes each; more are done in several windows
 
 // What thread 0 works out of the sums, for all.
 struct Facts {
-    double top;           // largest student logit
-    double log_student;   // log sum_c exp((s_c - top) / T)
-    double teacher_top;   // largest listed teacher logit, or 0
-    double log_teacher;   // log of what exp((t_k - teacher_top) / T) is divided by
-    double mass;          // sum_k p_k
-    double hard_sum;      // sum_c exp(s_c - top)
-    double hard_others;   // 1 - softmax(s)_y
-    double log_others;    // log q of the others together, relative to their own sum
-    float soft_others;    // what exp((s_c - their maximum) / T) is multiplied by in the gradient of one of the others
-    float hard_scale;     // the same of exp(s_c - their maximum)
+    double top;          // largest student logit
+    double log_student;  // log sum_c exp((s_c - top) / T)
+    double teacher_top;  // largest listed teacher logit, or 0
+    double log_teacher;  // log of what exp((t_k - teacher_top) / T) is divided by
+    double mass;         // sum_k p_k
+    double hard_sum;     // sum_c exp(s_c - top)
+    double hard_others;  // 1 - softmax(s)_y
+    double log_others;   // log q of the others together, relative to their own sum
+    float soft_others;   // what exp((s_c - their maximum) / T) is multiplied by in the gradient of one of the others
+    float hard_scale;    // the same of exp(s_c - their maximum)
     float loss;
 };
 
@@ -53,7 +53,8 @@ struct SparseRow {
     __device__ int windows() const { return (walk.frame.words + window_words() - 1) / window_words(); }
 };
 
-// Marks the listed classes of a window. True in every thread if an index is out of range or, in this window, there twice.
+// Marks the listed classes of a window. True in every thread if an index is out of range or, in this window, there
+// twice.
 template <class T>
 __device__ bool mark(Team& team, const SparseRow<T>& row, int window) {
     std::uint32_t* const map = map_of_listed();
@@ -69,7 +70,8 @@ __device__ bool mark(Team& team, const SparseRow<T>& row, int window) {
             ++faults;
             continue;
         }
-        const std::int64_t place = c + row.walk.frame.pad - std::int64_t(window) * row.window_words() * Format<T>::kWidth;
+        const std::int64_t place =
+            c + row.walk.frame.pad - std::int64_t(window) * row.window_words() * Format<T>::kWidth;
         if (place < 0 || place >= std::int64_t(map_words) * 32) continue;
         const std::uint32_t bit = 1u << (place % 32);
         faults += (set_bits(map + place / 32, bit) & bit) != 0;
@@ -139,7 +141,8 @@ struct ListedSums {
 };
 
 template <class T>
-__device__ ListedSums sum_listed(Team& team, const SparseRow<T>& row, const Task& task, double top, double teacher_top) {
+__device__ ListedSums sum_listed(Team& team, const SparseRow<T>& row, const Task& task, double top,
+                                 double teacher_top) {
     ListedSums sums{0.0, 0.0, 0.0};
     for (int k = team.rank(); k < row.listed; k += team.size()) {
         const double below = row.student_logit(k) - top;
@@ -166,8 +169,8 @@ __device__ void normalise(const SparseRow<T>& row, const Task& task, const Stats
     f.log_student = log(sums.student + soft * exp(below * row.slope));
     f.log_others = any_others ? below * row.slope + log(soft) - f.log_student : -kInfinity;
     f.teacher_top = teacher_top > -kInfinity ? teacher_top : 0.0;
-    f.log_teacher = row.tail == KD_TAIL_RENORMALISE || row.listed == 0 ? log(sums.teacher)
-                                                                       : *row.lse - f.teacher_top * row.slope;
+    f.log_teacher =
+        row.tail == KD_TAIL_RENORMALISE || row.listed == 0 ? log(sums.teacher) : *row.lse - f.teacher_top * row.slope;
     f.soft_others = any_others && task.soft ? float(1.0 / soft) : 0.0f;  // completed by `weigh_tail`
     f.loss = 0.0f;
     f.hard_scale = 0.0f;
@@ -349,16 +352,16 @@ __device__ float weighted_row(Team& team, const Problem& problem, const Listed& 
         walk.fill_grad(value);
         return value;
     }
-    const SparseRow<T> all{walk,
-                           static_cast<const T*>(problem.teacher) + row * problem.teacher_stride,
-                           listed.indices,
-                           listed.lse == nullptr ? nullptr : listed.lse + row,
-                           row * listed.count,
-                           task.soft ? listed.count : 0,
-                           listed.tail,
-                           listed.long_indices,
-                           problem.row_temperature == nullptr ? problem.per_temperature
-                                                              : 1.0 / problem.row_temperature[row]};
+    const SparseRow<T> all{
+        walk,
+        static_cast<const T*>(problem.teacher) + row * problem.teacher_stride,
+        listed.indices,
+        listed.lse == nullptr ? nullptr : listed.lse + row,
+        row * listed.count,
+        task.soft ? listed.count : 0,
+        listed.tail,
+        listed.long_indices,
+        problem.row_temperature == nullptr ? problem.per_temperature : 1.0 / problem.row_temperature[row]};
     return row_loss(team, all, task, task.hard ? load_number(student + task.label) : 0.0f);
 }
 

@@ -74,7 +74,8 @@ __device__ __forceinline__ void rebase(Stats& stats, const Base& student, const 
     }
 }
 
-// Of how much the exponentials relative to the student's base exceed those relative to its maximum, the binary logarithm.
+// Of how much the exponentials relative to the student's base exceed those relative to its maximum, the binary
+// logarithm.
 __device__ __forceinline__ float soft_excess(const Task& task, const Stats& stats) {
     return exponent(stats.student_max, task.soft_scale, base_of(stats.student_max, task).soft);
 }

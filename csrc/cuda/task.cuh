@@ -27,11 +27,11 @@ __device__ __forceinline__ std::int64_t integer_at(const void* values, bool is_l
     return is_long ? static_cast<const std::int64_t*>(values)[i] : static_cast<const std::int32_t*>(values)[i];
 }
 
-// Rows whose label is not ignore_index; every lane of the warp calls and gets the number.
+// Rows whose label is not ignore_index; every lane of a team calls and gets the number.
 __device__ inline int valid_rows_of(const Problem& problem, int lane) {
     if (!problem.count_here) return problem.valid_rows == nullptr ? 0 : *problem.valid_rows;
     int count = 0;
-    for (std::int64_t i = lane; i < problem.rows; i += kLanes) {
+    for (std::int64_t i = lane; i < problem.rows; i += lanes_of_team()) {
         count += integer_at(problem.labels, problem.long_labels, i) != problem.ignore_index;
     }
     return lanes_sum(count);

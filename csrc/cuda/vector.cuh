@@ -1,5 +1,6 @@
 // Rows as 16-byte words. A row may start at any element: its frame cuts it into words as the student's memory lies, so
-// that the first and the last word can be partly outside the row. Tensors that lie otherwise are read element by element.
+// that the first and the last word can be partly outside the row. Tensors that lie otherwise are read element by
+// element.
 #pragma once
 
 #include "device.cuh"
@@ -198,7 +199,8 @@ __device__ __forceinline__ void store_word(T* row, const Frame& frame, int v, bo
     }
 #pragma unroll
     for (int j = 0; j < Format<T>::kWidth; ++j) {
-        if (inside(frame, first + j) && (skipped >> j & 1u) == 0) Format<T>::store(row + first + j, bits_at<T>(word, j));
+        if (inside(frame, first + j) && (skipped >> j & 1u) == 0)
+            Format<T>::store(row + first + j, bits_at<T>(word, j));
     }
 }
 

@@ -104,8 +104,8 @@ struct Walk {
         return words;
     }
 
-    // Calls visit(words, v, plain) for every word of this thread, the number of which is v. `plain` says at compile time
-    // that the word is held and wholly inside the row: the usual case is spared all questions.
+    // Calls visit(words, v, plain) for every word of this thread, the number of which is v. `plain` says at compile
+    // time that the word is held and wholly inside the row: the usual case is spared all questions.
     template <class Visit>
     __device__ __forceinline__ void each_word(const Visit& visit) const {
         const uint4* place = student_chip(plain_begin);
@@ -151,7 +151,9 @@ struct Walk {
     }
 
     // The word that holds the label (-1: none), and whether it is one of this thread's.
-    __device__ int label_word(const Task& task) const { return task.label < 0 ? -1 : (task.label + frame.pad) / kWidth; }
+    __device__ int label_word(const Task& task) const {
+        return task.label < 0 ? -1 : (task.label + frame.pad) / kWidth;
+    }
     __device__ bool owns_label(const Task& task) const { return task.hard && label_word(task) % size == rank; }
 
     __device__ void fill_grad(float value) const {

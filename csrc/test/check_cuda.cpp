@@ -1,6 +1,7 @@
-// Walks the CUDA kernels over odd shapes, in buffers that end where the data ends, and holds them against a reference in
-// double precision. Run it plain or under compute-sanitizer. Exits with 1 where a number is wrong by more than rounding,
-// with 77 where there is no device. A number as argument runs one case in so many. With KD_EMULATE and csrc/test/cuda_shim.h it needs none.
+// Walks the CUDA kernels over odd shapes, in buffers that end where the data ends, and holds them against a reference
+// in double precision. Run it plain or under compute-sanitizer. Exits with 1 where a number is wrong by more than
+// rounding, with 77 where there is no device. A number as argument runs one case in so many. With KD_EMULATE and
+// csrc/test/cuda_shim.h it needs none.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -98,6 +99,11 @@ void check_close(int device) {
                 c.name = "near up to a shift";
                 check(c);
                 c.shift = 0;
+                c.nearness = -1;
+                c.concentrated = true;
+                c.name = "concentrated";
+                if (dtype == KD_FLOAT32) check(c);
+                c.concentrated = false;
                 c.nearness = 0;
                 c.name = "equal";
                 c.exactly_zero = true;
@@ -110,8 +116,9 @@ void check_close(int device) {
 void check_masks(int device) {
     for (int dtype : kDtypes) {
         for (std::int64_t classes : {9, 1100}) {
-            for (Mask mask : {Mask::kTeacher, Mask::kStudent, Mask::kBoth, Mask::kLowest, Mask::kNaN, Mask::kTeacherNaN,
-                              Mask::kInfinity, Mask::kAll, Mask::kBadLabel, Mask::kLabel}) {
+            for (Mask mask :
+                 {Mask::kTeacher, Mask::kStudent, Mask::kBoth, Mask::kLowest, Mask::kUnderflow, Mask::kNaN,
+                  Mask::kTeacherNaN, Mask::kInfinity, Mask::kAll, Mask::kBadLabel, Mask::kLabel, Mask::kLse}) {
                 Case c;
                 c.device = device;
                 c.dtype = dtype;
@@ -127,7 +134,19 @@ void check_masks(int device) {
                 check(c);
                 c.teacher_count = 1;
                 c.listed = 4;
-                c.name = "mask, sparse";
+                for (int tail : {KD_TAIL_RENORMALISE, KD_TAIL_UNNORMALISED, KD_TAIL_BUCKET}) {
+                    c.tail = tail;
+                    c.name = "mask, sparse";
+                    check(c);
+                }
+                c.row_tensors = true;
+                c.name = "mask, sparse, without a KL term";
+                check(c);
+                c.listed = 0;
+                c.name = "mask, without a KL term";
+                check(c);
+                c.teacher_count = 2;
+                c.name = "mask, several teachers, without a KL term";
                 check(c);
             }
         }
@@ -192,19 +211,31 @@ void check_rows(int device) {
     }
 }
 
-// Many short rows: several to a block, and a count and a sum that have launches of their own.
+// Many short rows: parts of a warp to a row, several to a block, and a count and a sum that have launches of their own.
 void check_many_rows(int device) {
     for (int dtype : kDtypes) {
         for (std::int64_t rows : {0, 70, kEmulated ? 1030 : 70001}) {
-            Case c = mixture(4, 10, dtype);
-            c.device = device;
-            c.rows = rows;
-            c.in_place = false;
-            c.per_row = false;
-            c.name = "many rows";
-            check(c);
+            for (std::int64_t classes : {10, 100}) {
+                if (kEmulated && rows * classes > 20000) continue;
+                Case c = mixture(4, classes, dtype);
+                c.device = device;
+                c.rows = rows;
+                c.per_row = false;
+                c.name = "many rows";
+                check(c);
+                c.mask = Mask::kTeacher;
+                c.per_row = true;
+                c.name = "many rows, one with a mask";
+                check(c);
+            }
         }
     }
+    Case c = mixture(4, 3, KD_FLOAT32);  // so many that their losses are added up in two steps
+    c.device = device;
+    c.rows = kEmulated ? 33001 : 500001;
+    c.per_row = false;
+    c.name = "very many rows";
+    if (!kEmulated || device == 1) check(c);
 }
 
 }  // namespace

@@ -15,13 +15,15 @@ enum class Mask {
     kTeacher,     // -inf in the teacher
     kStudent,     // -inf in the student
     kBoth,        // -inf in both
-    kLowest,      // the lowest finite numbers
+    kLowest,      // the lowest finite number in the teacher
+    kUnderflow,   // the same, and -inf in the student
     kNaN,         // in the student
     kTeacherNaN,  // in the teacher
     kInfinity,    // +inf in the student
     kAll,         // a student of -inf
     kBadLabel,    // a label outside the classes
     kLabel,       // -inf at the label
+    kLse,         // NaN as the teacher's log-sum-exp
 };
 
 struct Case {
@@ -42,6 +44,7 @@ struct Case {
     double spread = 1;
     double nearness = -1;  // of teacher and student; negative: they have nothing in common
     double shift = 0;
+    bool concentrated = false;  // nearly all probability on class 0, of both; they differ in class 1
     bool tight = false;         // whether the loss must keep its digits however small it is
     bool exactly_zero = false;  // whether loss and gradient must be 0
     Mask mask = Mask::kNone;
@@ -51,9 +54,10 @@ struct Case {
 inline int cases = 0;
 
 [[noreturn]] inline void fail(const Case& c, const char* what, double got, double want) {
-    std::printf("%s: %s is %.9g, expected %.9g (device %d, dtype %d, %lld x %lld, T %g, seed %u, mask %d, listed %lld)\n",
-                c.name, what, got, want, c.device, c.dtype, (long long)c.rows, (long long)c.classes, c.temperature,
-                c.seed, int(c.mask), (long long)c.listed);
+    std::printf(
+        "%s: %s is %.9g, expected %.9g (device %d, dtype %d, %lld x %lld, T %g, seed %u, mask %d, listed %lld)\n",
+        c.name, what, got, want, c.device, c.dtype, (long long)c.rows, (long long)c.classes, c.temperature, c.seed,
+        int(c.mask), (long long)c.listed);
     std::exit(1);
 }
 
@@ -145,7 +149,9 @@ struct Matrix {
         return std::size_t(offset + std::int64_t(row) * stride + column);
     }
     void* begin() const { return memory.at<char>(std::size_t(offset) * size_of(dtype)); }
-    double operator()(std::size_t row, std::int64_t column) const { return get(memory.bytes, place(row, column), dtype); }
+    double operator()(std::size_t row, std::int64_t column) const {
+        return get(memory.bytes, place(row, column), dtype);
+    }
 };
 
 // ---- data ----------------------------------------------------------------------------------------------------------
@@ -186,6 +192,12 @@ inline std::vector<std::int64_t> distinct(Noise& noise, std::int64_t count, std:
     return out;
 }
 
+inline void concentrate(Numbers& x, double second, int dtype) {
+    for (double& each : x) each = rounded(each - 15, dtype);
+    x[0] = 0;
+    x[1] = second;
+}
+
 inline RowCase random_row(const Case& c, Noise& noise) {
     RowCase row;
     for (std::int64_t i = 0; i < c.classes; ++i) row.student.push_back(rounded(c.spread * noise(), c.dtype));
@@ -196,9 +208,11 @@ inline RowCase random_row(const Case& c, Noise& noise) {
             const double off = c.nearness > 0 ? c.nearness * noise() : 0;
             all.push_back(rounded(base + off + c.shift, c.dtype));
         }
+        if (c.concentrated) concentrate(all, -7, c.dtype);
         row.teachers.push_back(all);
         row.teacher_weights.push_back(1.0 / c.teacher_count);
     }
+    if (c.concentrated) concentrate(row.student, -70, c.dtype);
     return row;
 }
 
@@ -220,16 +234,20 @@ inline void mask(const Case& c, RowCase& row, std::int64_t* label, bool* broken)
         for (Numbers& t : row.teachers) t[teacher_class] = value;
     };
     if (c.mask == Mask::kTeacher || c.mask == Mask::kBoth) teachers(-kInf);
-    if (c.mask == Mask::kStudent || c.mask == Mask::kBoth) row.student[student_class] = -kInf;
-    if (c.mask == Mask::kLowest) teachers(lowest);
+    if (c.mask == Mask::kStudent || c.mask == Mask::kBoth || c.mask == Mask::kUnderflow) {
+        row.student[student_class] = -kInf;
+    }
+    if (c.mask == Mask::kLowest || c.mask == Mask::kUnderflow) teachers(lowest);
+    if (c.mask == Mask::kLse) row.teacher_lse = std::nan("");
     if (c.mask == Mask::kNaN) row.student[student_class] = std::nan("");
     if (c.mask == Mask::kTeacherNaN) teachers(std::nan(""));
     if (c.mask == Mask::kInfinity) row.student[student_class] = kInf;
     if (c.mask == Mask::kAll) row.student.assign(row.student.size(), -kInf);
     if (c.mask == Mask::kLabel) row.student[std::size_t(*label)] = -kInf;
     if (c.mask == Mask::kBadLabel) *label = c.classes;
-    *broken = c.mask == Mask::kNaN || c.mask == Mask::kTeacherNaN || c.mask == Mask::kInfinity || c.mask == Mask::kAll ||
-              c.mask == Mask::kBadLabel;
+    const bool of_teacher = c.mask == Mask::kTeacherNaN || (c.mask == Mask::kLse && c.tail != KD_TAIL_RENORMALISE);
+    *broken = c.mask == Mask::kNaN || c.mask == Mask::kInfinity || c.mask == Mask::kAll || c.mask == Mask::kBadLabel ||
+              (of_teacher && !c.row_tensors);  // which leave row 1 without a KL term
 }
 
 inline Data random_data(const Case& c) {

@@ -216,8 +216,9 @@ inline void check_log_sum_exp(int device, int dtype, std::int64_t rows, std::int
     const Data data = random_data(c);
     Call call = make_call(c, data);
     Memory lse(Numbers(std::size_t(rows), -1));
-    const kd_status status = kd_log_sum_exp_cuda(call.args.student, call.args.student_stride, dtype, rows, classes,
-                                                 c.temperature, call.args.row_temperature, lse.at<double>(), nullptr, device);
+    const kd_status status =
+        kd_log_sum_exp_cuda(call.args.student, call.args.student_stride, dtype, rows, classes, c.temperature,
+                            call.args.row_temperature, lse.at<double>(), nullptr, device);
     require(status == KD_OK, "log-sum-exp");
     lse.download();
     for (std::size_t i = 0; i < data.rows.size(); ++i) {
@@ -250,7 +251,8 @@ inline void check_scale(int device, int dtype, std::int64_t rows, std::int64_t c
     call.student.memory.download();
     for (std::size_t i = 0; i < data.rows.size(); ++i) {
         for (std::int64_t k = 0; k < classes; ++k) {
-            const double want = rounded(data.rows[i].student[std::size_t(k)] * factors[stride == 0 ? 0 : i] * factor, dtype);
+            const double want =
+                rounded(data.rows[i].student[std::size_t(k)] * factors[stride == 0 ? 0 : i] * factor, dtype);
             if (call.student(i, k) != want) fail(c, "a scaled number", call.student(i, k), want);
         }
     }

@@ -1,9 +1,9 @@
-// Executes the CUDA kernels on a CPU, for tests: stands in for csrc/cuda/device.cuh and the part of the CUDA runtime that
-// the launchers use. Every thread of a block or cluster is a fiber; it runs until it waits for others, at a barrier or in
-// a shuffle, and a fiber that waits for somebody who has left ends the program. Copies into shared memory arrive as late
-// as their thread's waiting permits. Shared memory has exactly the size asked for and starts as NaN, so a build under
-// AddressSanitizer finds what a memory checker on a device would; under ThreadSanitizer the fibers count as threads, and
-// it finds the races.
+// Executes the CUDA kernels on a CPU, for tests: stands in for csrc/cuda/device.cuh and the part of the CUDA runtime
+// that the launchers use. Every thread of a block or cluster is a fiber; it runs until it waits for others, at a
+// barrier or in a shuffle, and a fiber that waits for somebody who has left ends the program. Copies into shared memory
+// arrive as late as their thread's waiting permits. Shared memory has exactly the size asked for and starts as NaN, so
+// a build under AddressSanitizer finds what a memory checker on a device would; under ThreadSanitizer the fibers count
+// as threads, and it finds the races.
 #pragma once
 
 #include <setjmp.h>
@@ -61,7 +61,7 @@ struct Barrier {
 };
 
 struct Warp {
-    Barrier barrier;
+    Barrier barriers[kLanes];  // each for the lanes from this one on that belong together
     std::uint64_t mail[2][kLanes];
 };
 
@@ -114,7 +114,8 @@ struct Machine {
 
 inline Machine machine;
 
-// While one lives, ThreadSanitizer does not look: at the shim's own bookkeeping, which only one fiber at a time touches.
+// While one lives, ThreadSanitizer does not look: at the shim's own bookkeeping, which only one fiber at a time
+// touches.
 class Unwatched {
   public:
 #if defined(__SANITIZE_THREAD__)
@@ -272,7 +273,6 @@ inline void run_cluster(unsigned first_block, int blocks, std::size_t shared_byt
         block.rank = b;
         block.barrier.expected = threads;
         block.warps.resize(std::size_t(threads / kLanes));
-        for (Warp& warp : block.warps) warp.barrier.expected = kLanes;
         block.memory.reset(new std::uint32_t[(shared_bytes + 3) / 4]);
         std::memset(block.memory.get(), 0xFF, (shared_bytes + 3) / 4 * 4);
         for (int i = 0; i < threads; ++i) start_fiber(*machine.fibers[std::size_t(b * threads + i)], block, i);

@@ -10,6 +10,7 @@ using test::f16_to_float;
 using test::float_to_bf16;
 using test::float_to_f16;
 
+constexpr bool kEmulated = true;
 constexpr bool kHasClusters = true;
 
 inline float float_of(std::uint32_t bits) { return test::float_from_bits(bits); }
@@ -83,17 +84,30 @@ inline std::uint32_t set_bits(std::uint32_t* word, std::uint32_t bits) {
     return __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
 }
 
+inline void add_to(int* global, int x) { __atomic_fetch_add(global, x, __ATOMIC_RELAXED); }
+
+inline kd_shim::Barrier& barrier_of(std::uint32_t members) {
+    if ((members >> kd_shim::me().lane & 1u) == 0) {
+        std::printf("a lane calls for others\n");
+        std::exit(1);
+    }
+    kd_shim::Barrier& barrier = kd_shim::me().warp->barriers[__builtin_ctz(members)];
+    const kd_shim::Unwatched unwatched;
+    barrier.expected = __builtin_popcount(members);
+    return barrier;
+}
+
 template <class Number>
-Number shuffle_xor(Number x, int mask) {
+Number shuffle_xor(std::uint32_t members, Number x, int mask) {
     kd_shim::Fiber& fiber = kd_shim::me();
     std::uint64_t* const mail = fiber.warp->mail[fiber.shuffles++ % 2];
     std::memcpy(&mail[fiber.lane], &x, sizeof x);
-    kd_shim::meet(fiber.warp->barrier);
+    kd_shim::meet(barrier_of(members));
     std::memcpy(&x, &mail[fiber.lane ^ mask], sizeof x);
     return x;
 }
 
-inline void sync_warp() { kd_shim::meet(kd_shim::me().warp->barrier); }
+inline void sync_lanes(std::uint32_t members) { kd_shim::meet(barrier_of(members)); }
 inline void sync_block() { kd_shim::meet(kd_shim::me().block->barrier); }
 
 inline int cluster_rank() { return kd_shim::me().block->rank; }

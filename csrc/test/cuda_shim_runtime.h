@@ -65,7 +65,8 @@ inline bool launchable(const cudaLaunchConfig_t& config) {
     const Card& card = kCards[current_card];
     const int blocks = blocks_of(config);
     return int(config.dynamicSmemBytes) <= card.shared_block && config.gridDim.x % unsigned(blocks) == 0 &&
-           config.blockDim.x % kLanes == 0 && config.blockDim.x * config.blockDim.y <= 1024 && blocks <= card.most_blocks;
+           config.blockDim.x * config.blockDim.y % kLanes == 0 && config.blockDim.x * config.blockDim.y <= 1024 &&
+           blocks <= card.most_blocks;
 }
 
 }  // namespace kd_shim
@@ -91,7 +92,7 @@ inline cudaError_t cudaSetDevice(int device) {
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
     const kd_shim::Card& card = kd_shim::kCards[device];
-    *value = which == cudaDevAttrMultiProcessorCount              ? card.processors
+    *value = which == cudaDevAttrMultiProcessorCount                ? card.processors
              : which == cudaDevAttrMaxSharedMemoryPerBlockOptin     ? card.shared_block
              : which == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? card.shared_processor
                                                                     : card.major;
@@ -105,19 +106,31 @@ inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, co
     return cudaSuccess;
 }
 
+namespace kd_shim {
+
+inline void enqueue(std::function<void()> work) {
+    if (capturing) {
+        recorded.push_back(std::move(work));
+    } else {
+        work();
+    }
+}
+
+}  // namespace kd_shim
+
 template <class... Parameters>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                std::common_type_t<Parameters>... arguments) {
     if (!kd_shim::launchable(*config)) return cudaErrorInvalidValue;
-    const auto work = [=, grid = config->gridDim, block = config->blockDim, blocks = kd_shim::blocks_of(*config),
-                       bytes = config->dynamicSmemBytes] {
+    kd_shim::enqueue([=, grid = config->gridDim, block = config->blockDim, blocks = kd_shim::blocks_of(*config),
+                      bytes = config->dynamicSmemBytes] {
         kd_shim::run_grid(grid, block, blocks, bytes, [&] { kernel(arguments...); });
-    };
-    if (kd_shim::capturing) {
-        kd_shim::recorded.push_back(work);
-    } else {
-        work();
-    }
+    });
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
+    kd_shim::enqueue([=] { std::memset(memory, value, bytes); });
     return cudaSuccess;
 }
 

@@ -99,22 +99,24 @@ inline Divergence from_listed(const RowCase& row, const Exacts& log_q) {
     return out;
 }
 
+// log(exp(a) + exp(b))
+inline Exact log_add(Exact a, Exact b) {
+    const Exact top = std::max(a, b);
+    return top == -kInf ? top : top + std::log(std::exp(a - top) + std::exp(b - top));
+}
+
 inline Divergence from_dense(const RowCase& row, const Exacts& log_q) {
     Divergence out;
-    Exacts mean(log_q.size(), 0);
+    Exacts log_mean(log_q.size(), -kInf);
     for (std::size_t k = 0; k < row.teachers.size(); ++k) {
         const Exact weight = row.teachers.size() > 1 ? Exact(row.teacher_weights[k]) : 1;
         if (weight == 0) continue;
         const Exacts log_p = log_softmax(row.teachers[k], row.temperature);
         out.value += weight * relative_entropy(log_p, log_q);
-        for (std::size_t c = 0; c < mean.size(); ++c) mean[c] += weight * std::exp(log_p[c]);
+        for (std::size_t c = 0; c < log_q.size(); ++c) log_mean[c] = log_add(log_mean[c], log_p[c] + std::log(weight));
     }
-    for (std::size_t c = 0; c < mean.size(); ++c) out.slope.push_back(std::exp(log_q[c]) - mean[c]);
-    if (row.teachers.size() > 1 && !row.mean_of_losses) {
-        Exacts log_mean;
-        for (Exact p : mean) log_mean.push_back(std::log(p));
-        out.value = relative_entropy(log_mean, log_q);
-    }
+    for (std::size_t c = 0; c < log_q.size(); ++c) out.slope.push_back(std::exp(log_q[c]) - std::exp(log_mean[c]));
+    if (row.teachers.size() > 1 && !row.mean_of_losses) out.value = relative_entropy(log_mean, log_q);
     return out;
 }
 
@@ -149,7 +151,8 @@ inline RowResult reference(const RowCase& row) {
         const Divergence d = row.listed.empty() ? from_dense(row, log_q) : from_listed(row, log_q);
         out.loss += row.kl_weight * double(d.value);
         out.scale += std::fabs(row.kl_weight) * (1 + size / row.temperature);
-        for (std::size_t c = 0; c < d.slope.size(); ++c) out.grad[c] += row.kl_weight / row.temperature * double(d.slope[c]);
+        for (std::size_t c = 0; c < d.slope.size(); ++c)
+            out.grad[c] += row.kl_weight / row.temperature * double(d.slope[c]);
     }
     return out;
 }

@@ -101,7 +101,7 @@ def test_an_unknown_run_is_answered_with_the_nearest(toy, copy):
 
 def test_an_unknown_command_is_answered_with_the_nearest():
     line = complaint(inside("reproduc", "takd"), status=2)
-    assert line.startswith("unknown command 'reproduc'; did you mean 'reproduce'? known: compare, ")
+    assert line.startswith("unknown command 'reproduc'; did you mean 'reproduce'? known: bench, compare, ")
 
 
 MISUSE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -175,9 +176,17 @@ def test_figures_can_be_kept_and_compared(tmp_path):
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-q"]
     command += ["-p", "no:cacheprovider", "-k", some, "--benchmark-only"]
     command += [str(ROOT / "tests/benchmarks/test_bench_losses.py")]
+    # Inside a worker of xdist pytest-benchmark would switch itself off.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     for option in (f"--benchmark-json={kept}", f"--benchmark-compare={kept}"):
         done = subprocess.run(
-            [*command, option], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+            [*command, option],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "2 passed" in done.stdout
