@@ -14,7 +14,7 @@ namespace kd::cpu {
 namespace {
 
 // Starting threads costs some microseconds; below this many logits a thread they do not earn it back.
-constexpr std::int64_t kLogitsPerThread = 12288;
+constexpr std::int64_t kLogitsPerThread = 6144;
 
 // A gradient larger than this leaves the caches before anybody reads it, and is written past them at once.
 constexpr std::int64_t kStreamedBytes = 24 << 20;
