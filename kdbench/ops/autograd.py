@@ -228,8 +228,8 @@ def _scaled(gradient: Tensor, grad_output: Tensor, unscale: float | None) -> Ten
         return gradient.mul_(factor)
     # torch widens a half-precision matrix to multiply it by float32 rows: not all of it at once.
     rows = max(1, _AT_ONCE // gradient.shape[1]) if gradient.dtype.itemsize == 2 else max(1, len(gradient))
-    for some, their in zip(gradient.split(rows), factor.split(rows), strict=True):
-        some.mul_(their[:, None])
+    for first in range(0, len(gradient), rows):
+        gradient[first : first + rows].mul_(factor[first : first + rows, None])
     return gradient
 
 
