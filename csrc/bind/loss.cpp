@@ -251,7 +251,7 @@ bool usable_device(const Request& r) {
 }
 
 // Where the gradient goes: nowhere, over the student, into a given tensor, or into a new one.
-bool read_gradient(PyObject* wanted, PyObject* student, Request* r, PyObject** gradient) {
+bool read_gradient(PyObject* wanted, Request* r, PyObject** gradient) {
     kd_loss_args& a = r->args;
     if (wanted == Py_False) {
         *gradient = Py_NewRef(Py_None);
@@ -266,7 +266,6 @@ bool read_gradient(PyObject* wanted, PyObject* student, Request* r, PyObject** g
     dlpack::Tensor out;
     if (!view(wanted, &out) || !is_matrix(out, a.rows, a.classes) || !same_device(out, r->student)) return false;
     if (dtype_of(out.dtype) != a.dtype || (a.rows > 1 && out.strides[0] < a.classes)) return false;
-    (void)student;
     a.grad = out.begin();
     a.grad_stride = out.strides[0];
     *gradient = Py_NewRef(wanted);
@@ -290,7 +289,7 @@ PyObject* loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const long threads = PyLong_AsLong(arguments[6]);
     if (threads == -1 && PyErr_Occurred()) return nullptr;
     PyObject* gradient = nullptr;
-    if (!read_gradient(arguments[5], arguments[0], &r, &gradient)) {
+    if (!read_gradient(arguments[5], &r, &gradient)) {
         if (PyErr_Occurred()) return nullptr;
         Py_RETURN_NONE;
     }
