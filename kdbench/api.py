@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
+from kdbench.code import modules_of
 from kdbench.component import load_object
 from kdbench.data import DataRef, Progress, default_cache
 from kdbench.environment import environment
 from kdbench.errors import KdbenchError, unknown
+from kdbench.metric import MetricUsed, Score, score, subjects
 from kdbench.paper import PROTOCOLS, TIERS, Paper
 from kdbench.plan import Plan, build_plan
 from kdbench.plugins import registry
@@ -30,7 +32,7 @@ from kdbench.result import (
     facts_of,
     write_run,
 )
-from kdbench.run import Listener, Results, drive
+from kdbench.run import Failure, Listener, Results, drive
 from kdbench.store import Store, default_store
 from kdbench.study import Lab
 
@@ -109,6 +111,9 @@ def prepare(
         raise unknown("tier", tier, TIERS)
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
+    readings = [reading.id for reading in facts.protocols]
+    if protocol not in readings:
+        raise KdbenchError(f"'{paper}' has no reading '{protocol}'", cure=f"its readings: {', '.join(readings)}")
     dataset = dataset or facts.default_dataset[tier]
     registry().dataset(dataset)
     if dataset not in facts.datasets:
@@ -136,6 +141,7 @@ def prepare(
         data=data,
         seeds=request.seeds,
         networks=registry().networks,
+        objectives=registry().objectives,
         device=device,
         threads=threads,
     )
@@ -197,7 +203,8 @@ def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduct
             for key, spec in plan.specs.items()
             if key in results.records
         )
-        run.failures = tuple(FailureLine(f.hash, f.label, f.cause, f.skipped) for f in results.failures)
+        run.failures = tuple(_failure(plan, failure) for failure in results.failures)
+        run.metrics, run.scores = _scores(plan, store, results)
         run.seconds = time.perf_counter() - started
         write_run(folder, run)
     reproduction = Reproduction(run, folder)
@@ -235,6 +242,29 @@ def _values(plan: Plan, results: Results) -> list[Value]:
         number = quantity.read(results.records) if known else None
         values.append(Value(measurement.cell, measurement.seed, quantity.name, number, stages))
     return values
+
+
+def _scores(plan: Plan, store: Store, results: Results) -> tuple[tuple[MetricUsed, ...], tuple[Score, ...]]:
+    """What the installed metrics say of the measured networks."""
+    found = list(subjects(plan.measurements, plan.lab.data, store.stages, results.records))
+    used, scores = [], []
+    for metric in registry().metrics.values():
+        one, values = score(metric, registry().owner("metrics", metric.id).name, found)
+        used.append(one)
+        scores += values
+    return tuple(used), tuple(scores)
+
+
+def _failure(plan: Plan, failure: Failure) -> FailureLine:
+    """The failure with the plugin whose code failed: that of the stage's own components, else that of the paper."""
+    known = registry()
+    owner = known.owner("papers", plan.lab.paper.id)
+    for module in modules_of(plan.specs[failure.hash].stage):
+        info = known.at_home(module)
+        if info is not None and info is not known.plugins[0]:
+            owner = info
+            break
+    return FailureLine(failure.hash, failure.label, failure.cause, failure.skipped, owner.name)
 
 
 def _executor(request: Request, todo: int) -> Executor:

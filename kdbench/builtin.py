@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdbench.data.base import Dataset
     from kdbench.executors import ExecutorInfo
     from kdbench.networks.base import Network
+    from kdbench.training import ObjectiveInfo
 
 
 @hookimpl
@@ -26,6 +27,25 @@ def kdbench_datasets() -> Iterable[Dataset]:
     from kdbench.data import DATASETS
 
     return DATASETS.values()
+
+
+@hookimpl
+def kdbench_objectives() -> Iterable[ObjectiveInfo]:
+    from kdbench.training import ObjectiveInfo
+
+    yield ObjectiveInfo(
+        id="cross-entropy",
+        title="cross-entropy with the labels",
+        source="the negative log-likelihood of the labels",
+        create="kdbench.training:CrossEntropy",
+    )
+    yield ObjectiveInfo(
+        id="distillation",
+        title="cross-entropy with the labels and, at a temperature, with the teacher",
+        source="Hinton, Vinyals, Dean 2015, Section 2",
+        create="kdbench.training:Distillation",
+        example={"temperature": 4.0, "alpha": 0.9},
+    )
 
 
 @hookimpl

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["code_version"]
+__all__ = ["code_version", "modules_of"]
 
 # The files of kdbench that numbers pass through. Plans, stores, verdicts and reports may change without any effect.
 ROOMS = ("losses", "ops", "data", "networks", "training", "stages", "stage.py")
@@ -30,7 +30,7 @@ def code_version(stage: dict[str, Any], loader: str = "") -> str:
     stage : the packed stage; the packages of all its components count.
     loader : import path of what loads its data, whose package counts too.
     """
-    modules = {path.partition(":")[0] for path in (*_types(stage), loader) if path}
+    modules = [*modules_of(stage), *([loader.partition(":")[0]] if loader else [])]
     own = sorted({name.partition(".")[0] for name in modules} - {"kdbench"})
     digest = hashlib.sha256(_kdbench().encode())
     for name in own:
@@ -73,6 +73,11 @@ def _torch() -> str:
         return version("torch")
     except PackageNotFoundError:
         return "none"
+
+
+def modules_of(stage: dict[str, Any]) -> list[str]:
+    """The modules in which the components of a packed stage live, each once, outermost first."""
+    return list(dict.fromkeys(path.partition(":")[0] for path in _types(stage)))
 
 
 def _types(value: Any) -> Iterator[str]:

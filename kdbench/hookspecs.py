@@ -1,8 +1,8 @@
 """Every hook, on one page. A plugin implements any of them with ``@kdbench.hookimpl``.
 
 All hooks yield (or return a list of) frozen descriptors; none of them may import torch, which is loaded only when a
-stage runs. A plugin's module is named by an entry point in the group ``kdbench`` and may set ``KDBENCH_API`` to the
-API level it was written for (now 1); a plugin from the future is reported and skipped.
+stage runs. A plugin's module is named by an entry point in the group ``kdbench`` and sets ``KDBENCH_API`` to the API
+level it was written for; one from the future, or from before the oldest level still served, is reported and skipped.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from kdbench.bench.contender import Contender
     from kdbench.data.base import Dataset
     from kdbench.executors import ExecutorInfo
+    from kdbench.metric import Metric
     from kdbench.networks.base import Network
     from kdbench.paper import Paper
+    from kdbench.training import ObjectiveInfo
 
-__all__ = ["API_LEVEL", "hookimpl", "hookspec"]
+__all__ = ["API_LEVEL", "API_OLDEST", "hookimpl", "hookspec"]
 
+# The level grows by one with everything that a plugin may rely on anew; the oldest one still served grows only when
+# something that plugins rely on is taken away. docs/plugins.md has the list.
 API_LEVEL = 1
+API_OLDEST = 1
 
 hookspec = pluggy.HookspecMarker("kdbench")
 hookimpl = pluggy.HookimplMarker("kdbench")
@@ -42,6 +47,19 @@ def kdbench_networks() -> Iterable[Network]:  # type: ignore[empty-body]
 @hookspec
 def kdbench_datasets() -> Iterable[Dataset]:  # type: ignore[empty-body]
     """Data sets that ``--dataset`` may name: ``yield Dataset(id="mnist1d", ..., locate="module:function")``."""
+
+
+@hookspec
+def kdbench_objectives() -> Iterable[ObjectiveInfo]:  # type: ignore[empty-body]
+    """Losses that studies may build by name: ``yield ObjectiveInfo(id="mine", ..., create="module:Class")``."""
+
+
+@hookspec
+def kdbench_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
+    """Numbers about each measured network of any paper: ``yield Metric(id="mine", ..., compute="module:function")``.
+
+    They are computed when a run ends, stand in its report and its dossier, and change no stage.
+    """
 
 
 @hookspec

@@ -36,6 +36,7 @@ __all__ = [
     "Deviation",
     "Gate",
     "Paper",
+    "ParameterCount",
     "Protocol",
     "ReportedCell",
     "ReportedTable",
@@ -211,6 +212,16 @@ class Gate(Fact, frozen=True):
     protocols: tuple[str, ...] = ()
 
 
+class ParameterCount(Fact, frozen=True):
+    """The published number of trainable parameters of a network on a data set: what its implementation must have."""
+
+    network: str
+    dataset: str
+    parameters: int
+    certainty: Certainty
+    source: str
+
+
 class Paper(Fact, frozen=True):
     """Frozen facts of one paper, and the study that reproduces it."""
 
@@ -229,6 +240,7 @@ class Paper(Fact, frozen=True):
     claims: tuple[Claim, ...] = ()
     deviations: tuple[Deviation, ...] = ()
     gates: tuple[Gate, ...] = ()
+    parameter_counts: tuple[ParameterCount, ...] = ()
     study: Any = None
 
     @classmethod
@@ -281,6 +293,7 @@ class Paper(Fact, frozen=True):
     def _check(self, where: str) -> None:
         cells = [cell.cell for table in self.tables for cell in table.cells]
         ids = [claim.id for claim in self.claims] + [deviation.id for deviation in self.deviations]
+        readings = [protocol.id for protocol in self.protocols]
         for name in {*cells, *ids}:
             if cells.count(name) > 1 or ids.count(name) > 1:
                 raise KdbenchError(f"'{name}' stands twice in the facts", where=where)
@@ -292,7 +305,7 @@ class Paper(Fact, frozen=True):
                     f"claim {claim.id} needs either comparisons or a reason why it is not tested", where=where
                 )
         for line in self.deviations:
-            for protocol in line.protocols or PROTOCOLS:
+            for protocol in line.protocols or readings:
                 if not line.text(protocol):
                     raise KdbenchError(f"deviation {line.id} says nothing of '{protocol}'", where=where)
         for tier in TIERS:

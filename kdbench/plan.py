@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 
@@ -129,7 +130,7 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
 
     A measurement that needs nothing beyond the stages already wanted is kept too: it costs nothing.
     """
-    measurements = list(lab.paper.study(lab))
+    measurements = _measurements(lab)
     _check(measurements)
     chosen = [instance for claim in select_claims(lab.paper, claims) for instance in claim.instances(lab.axes)]
     cells = {cell for claim in chosen for cell in claim.cells()}
@@ -142,6 +143,21 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
                 _collect(node, wanted)
     kept = [m for m in measurements if all(node.spec.hash in wanted for node in m.quantity.nodes)]
     return Plan(lab, chosen, kept)
+
+
+def _measurements(lab: Lab) -> list[Measurement]:
+    """What the study yields; what it raises is a fault of the paper's plugin, and is said to be."""
+    try:
+        return list(lab.paper.study(lab))
+    except KdbenchError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise KdbenchError(
+            f"the study of '{lab.paper.id}' raised {type(error).__name__}: {error}",
+            where=f"{last.filename}:{last.lineno}",
+            cure="a fault of its plugin; --debug shows the whole traceback",
+        ) from error
 
 
 def _collect(node: Node, into: dict[str, Node]) -> None:

@@ -1,20 +1,26 @@
 """Find, load, isolate and list plugins. The only module that knows pluggy's manager.
 
-Whatever is wrong with a plugin (it does not import, has a hook that does not exist, comes from a newer API level,
-raises when asked, or brings an id that is taken) is kept as that plugin's ``problem``; the rest goes on.
+Whatever is wrong with a plugin (it does not import, has a hook that does not exist, comes from another API level,
+raises when asked, brings an id that is taken or something that is not what the hook is for) is kept as that plugin's
+``problem``; the rest goes on. Two environment variables choose among installed plugins, by the name of the plugin or of
+its distribution, with commas between them: ``KDBENCH_PLUGINS_ALLOW`` loads these only (empty: none but kdbench's own),
+``KDBENCH_PLUGINS_BLOCK`` all but these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import pluggy
 
 from kdbench import hookspecs
+from kdbench.component import load_object
 from kdbench.errors import KdbenchError, unknown
 
 if TYPE_CHECKING:
@@ -23,24 +29,65 @@ if TYPE_CHECKING:
     from kdbench.bench.contender import Contender
     from kdbench.data.base import Dataset
     from kdbench.executors import ExecutorInfo
+    from kdbench.metric import Metric
     from kdbench.networks.base import Network
     from kdbench.paper import Paper
+    from kdbench.training import ObjectiveInfo
 
-__all__ = ["PluginInfo", "Registry", "registry"]
+__all__ = ["ALLOW", "BLOCK", "NOUNS", "PluginInfo", "Registry", "registry"]
 
 GROUP = "kdbench"
 BUILTIN = "kdbench.builtin"
+ALLOW, BLOCK = "KDBENCH_PLUGINS_ALLOW", "KDBENCH_PLUGINS_BLOCK"
+
+
+class Noun(NamedTuple):
+    """What one hook yields: its name in errors, the field that names each, and its type as an import path."""
+
+    word: str
+    key: str
+    kind: str
+
+
+NOUNS = {
+    "papers": Noun("paper", "id", "kdbench.paper:Paper"),
+    "networks": Noun("network", "name", "kdbench.networks.base:Network"),
+    "datasets": Noun("data set", "id", "kdbench.data.base:Dataset"),
+    "objectives": Noun("objective", "id", "kdbench.training:ObjectiveInfo"),
+    "metrics": Noun("metric", "id", "kdbench.metric:Metric"),
+    "executors": Noun("executor", "id", "kdbench.executors:ExecutorInfo"),
+    "benchmark_contenders": Noun("contender", "id", "kdbench.bench.contender:Contender"),
+}
+"""Every hook ``kdbench_<noun>`` that yields descriptors."""
 
 
 class PluginInfo(msgspec.Struct):
-    """One installed plugin: where it comes from, what it brings, and what is wrong with it (empty: nothing)."""
+    """One installed plugin: where it comes from, what it brings, and what is wrong with it (empty: nothing).
+
+    ``state`` is ``loaded``, ``blocked`` (by the environment) or ``not loaded`` (its problem says why). A loaded plugin
+    may have a problem too: what of it works is used.
+    """
 
     name: str
     module: str
     distribution: str
     version: str
+    api: int | None = None
+    state: Literal["loaded", "blocked", "not loaded"] = "not loaded"
     provides: dict[str, list[str]] = msgspec.field(default_factory=dict)
     problem: str = ""
+
+    def blame(self, doing: str, error: BaseException) -> None:
+        """Add what was raised to the problem."""
+        kind = "" if isinstance(error, KdbenchError) else f"{type(error).__name__}: "
+        text = f"{doing}: {kind}{error}"
+        if text not in self.problem:
+            self.problem = f"{self.problem}; {text}" if self.problem else text
+
+    @property
+    def complaint(self) -> str:
+        """The problem in a sentence that names the plugin."""
+        return f"plugin '{self.name}' {'has a problem' if self.state == 'loaded' else 'is not loaded'}: {self.problem}"
 
 
 class Registry:
@@ -50,39 +97,80 @@ class Registry:
         self.manager = pluggy.PluginManager("kdbench")
         self.manager.add_hookspecs(hookspecs)
         self.plugins: list[PluginInfo] = []
-        self.papers: dict[str, Paper] = {}
-        self.networks: dict[str, Network] = {}
-        self.datasets: dict[str, Dataset] = {}
-        self.executors: dict[str, ExecutorInfo] = {}
-        self.contenders: dict[str, Contender] = {}
+        self.found: dict[str, dict[str, Any]] = {noun: {} for noun in NOUNS}
+        self.owners: dict[tuple[str, str], PluginInfo] = {}
         self._load(EntryPoint(BUILTIN, BUILTIN, GROUP))
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
             self._load(entry)
-        self._collect("papers", self.papers, lambda paper: paper.id)
-        self._collect("networks", self.networks, lambda network: network.name)
-        self._collect("datasets", self.datasets, lambda dataset: dataset.id)
-        self._collect("executors", self.executors, lambda info: info.id)
-        self._collect("benchmark_contenders", self.contenders, lambda contender: contender.id)
+        self.notes = _unmatched_switches(self.plugins)
+        for noun in NOUNS:
+            self._collect(noun)
+
+    @property
+    def papers(self) -> dict[str, Paper]:
+        """Papers by id."""
+        return self.found["papers"]
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """Networks by name."""
+        return self.found["networks"]
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """Data sets by id."""
+        return self.found["datasets"]
+
+    @property
+    def objectives(self) -> dict[str, ObjectiveInfo]:
+        """Objectives by id."""
+        return self.found["objectives"]
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Metrics by id."""
+        return self.found["metrics"]
+
+    @property
+    def executors(self) -> dict[str, ExecutorInfo]:
+        """Executors by id."""
+        return self.found["executors"]
+
+    @property
+    def contenders(self) -> dict[str, Contender]:
+        """Benchmark contenders by id."""
+        return self.found["benchmark_contenders"]
 
     def paper(self, name: str) -> Paper:
         """The paper of that id; the error for an unknown one also names plugins that could not be loaded."""
-        found: Paper = self._get("paper", self.papers, name)
+        found: Paper = self._get("papers", name)
         return found
 
     def dataset(self, name: str) -> Dataset:
         """The data set of that id."""
-        found: Dataset = self._get("data set", self.datasets, name)
+        found: Dataset = self._get("datasets", name)
         return found
 
     def executor(self, name: str) -> ExecutorInfo:
         """The executor of that id."""
-        found: ExecutorInfo = self._get("executor", self.executors, name)
+        found: ExecutorInfo = self._get("executors", name)
         return found
 
     def contender(self, name: str) -> Contender:
         """The benchmark contender of that id."""
-        found: Contender = self._get("contender", self.contenders, name)
+        found: Contender = self._get("benchmark_contenders", name)
         return found
+
+    def owner(self, noun: str, name: str) -> PluginInfo:
+        """The plugin that brought this paper, network, ..."""
+        return self.owners[noun, name]
+
+    def at_home(self, module: str) -> PluginInfo | None:
+        """The plugin whose package a module belongs to."""
+        package = module.partition(".")[0]
+        if package == "kdbench":
+            return self.plugins[0]
+        return next((info for info in self.plugins if info.module.partition(".")[0] == package), None)
 
     def problems(self) -> list[PluginInfo]:
         """Plugins with something wrong."""
@@ -92,9 +180,11 @@ class Registry:
         """Let every plugin add its commands."""
         for info, plugin in self._implementing("kdbench_register_commands"):
             before = dict(cli.commands)
-            with _Blame(info, "kdbench_register_commands"):
+            try:
                 self._call(plugin, "kdbench_register_commands", cli=cli)
                 _refuse_taken(cli, before)
+            except (Exception, SystemExit) as error:
+                info.blame("kdbench_register_commands", error)
             info.provides["commands"] = sorted(set(cli.commands) - set(before))
 
     def _load(self, entry: EntryPoint) -> None:
@@ -105,41 +195,54 @@ class Registry:
             distribution=source.name if source else "kdbench",
             version=source.version if source else "",
         )
+        taken = next((other for other in self.plugins if other.name == info.name), None)
         self.plugins.append(info)
-        with _Blame(info, "import"):
-            module = entry.load()
-            level = getattr(module, "KDBENCH_API", hookspecs.API_LEVEL)
-            if level > hookspecs.API_LEVEL:
+        if _blocked(info):
+            info.state = "blocked"
+            return
+        try:
+            if taken:
                 raise KdbenchError(
-                    f"it needs API level {level}, this kdbench has {hookspecs.API_LEVEL}", cure="upgrade kdbench"
+                    f"the name '{info.name}' is already that of a plugin of {taken.distribution}",
+                    cure="uninstall one of the two",
                 )
+            module = entry.load()
+            info.api = _api_level(module)
             wrong = _wrong_hooks(module)
             if wrong:
                 raise unknown("hook", wrong[0], _hooks())
             self.manager.register(module, name=entry.name)
+            info.state = "loaded"
+        except ModuleNotFoundError as error:
+            info.blame("import", _missing(error, info))
+        except (Exception, SystemExit) as error:
+            info.blame("import", error)
 
-    def _collect(self, noun: str, into: dict[str, Any], key: Callable[[Any], str]) -> None:
-        hook = f"kdbench_{noun}"
-        owner: dict[str, str] = {}
+    def _collect(self, noun: str) -> None:
+        hook, (word, key, path) = f"kdbench_{noun}", NOUNS[noun]
+        into = self.found[noun]
         for info, plugin in self._implementing(hook):
-            with _Blame(info, hook):
+            try:
+                kind = load_object(path)
                 for item in self._call(plugin, hook) or ():
-                    name = key(item)
-                    if name in owner:
-                        what = noun.rstrip("s").replace("_", " ")
-                        raise KdbenchError(
-                            f"the {what} '{name}' is already provided by plugin '{owner[name]}'",
-                            cure="uninstall one of the two",
-                        )
-                    owner[name] = info.name
+                    if not isinstance(item, kind):
+                        raise TypeError(f"a {kind.__name__} is expected, this is a {type(item).__name__}: {item!r:.80}")
+                    name = getattr(item, key)
+                    if name in into:
+                        info.blame(hook, _taken(word, name, self.owners[noun, name]))
+                        continue
+                    self.owners[noun, name] = info
                     into[name] = item
                     info.provides.setdefault(noun, []).append(name)
+            except (Exception, SystemExit) as error:
+                info.blame(hook, error)
 
     def _implementing(self, hook: str) -> Iterable[tuple[PluginInfo, Any]]:
         for info in self.plugins:
-            plugin = self.manager.get_plugin(info.name)
-            if plugin is not None and hasattr(plugin, hook):
-                yield info, plugin
+            if info.state == "loaded":
+                plugin = self.manager.get_plugin(info.name)
+                if hasattr(plugin, hook):
+                    yield info, plugin
 
     def _call(self, plugin: Any, hook: str, **arguments: Any) -> Any:
         # One plugin at a time, so that what one of them raises is blamed on it and stops no other.
@@ -148,12 +251,14 @@ class Registry:
         results = caller(**arguments)
         return results[0] if results else None
 
-    def _get(self, noun: str, known: dict[str, Any], name: str) -> Any:
+    def _get(self, noun: str, name: str) -> Any:
+        known = self.found[noun]
         if name in known:
             return known[name]
-        error = unknown(noun, name, known)
-        broken = "; ".join(f"plugin '{info.name}' is not loaded: {info.problem}" for info in self.problems())
-        raise KdbenchError(error.what, cure=f"{error.cure}. {broken}" if broken else error.cure)
+        error = unknown(NOUNS[noun].word, name, known)
+        reasons = [info.complaint for info in self.problems()]
+        reasons += [f"plugin '{info.name}' is blocked by the environment" for info in self.plugins if _blocked(info)]
+        raise KdbenchError(error.what, cure=". ".join(filter(None, [error.cure, "; ".join(reasons)])))
 
 
 @cache
@@ -162,26 +267,67 @@ def registry() -> Registry:
     return Registry()
 
 
-class _Blame:
-    """Keeps whatever is raised inside as the plugin's problem."""
-
-    def __init__(self, info: PluginInfo, doing: str) -> None:
-        self.info = info
-        self.doing = doing
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, (Exception, SystemExit)):
-            return False
-        name = "" if isinstance(error, KdbenchError) else f"{type(error).__name__}: "
-        text = f"{self.doing}: {name}{error}"
-        self.info.problem = f"{self.info.problem}; {text}" if self.info.problem else text
-        return True
+def _api_level(module: Any) -> int:
+    """The API level that the plugin was written for."""
+    level = getattr(module, "KDBENCH_API", hookspecs.API_LEVEL)
+    newest, oldest = hookspecs.API_LEVEL, hookspecs.API_OLDEST
+    if not isinstance(level, int):
+        raise KdbenchError(f"KDBENCH_API is {level!r}, which is no API level", cure=f"write KDBENCH_API = {newest}")
+    if level > newest:
+        raise KdbenchError(f"it needs API level {level}, this kdbench has {newest}", cure="upgrade kdbench")
+    if level < oldest:
+        raise KdbenchError(
+            f"it was written for API level {level}, this kdbench serves {oldest} to {newest}", cure="upgrade the plugin"
+        )
+    return level
 
 
-def _refuse_taken(cli: click.Group, before: dict[str, click.Command]) -> None:
+def _missing(error: ModuleNotFoundError, info: PluginInfo) -> BaseException:
+    """The error of an import, as what is to be installed where the missing module is not the plugin's own."""
+    name = (error.name or "").partition(".")[0]
+    if not name or name == info.module.partition(".")[0]:
+        return error
+    return KdbenchError(
+        f"it needs the module '{error.name}', which is not installed",
+        cure=f"install it, for instance by 'pip install {info.distribution}' with its requirements",
+    )
+
+
+def _taken(word: str, name: str, owner: PluginInfo) -> KdbenchError:
+    return KdbenchError(
+        f"the {word} '{name}' is already provided by plugin '{owner.name}'", cure="uninstall one of the two"
+    )
+
+
+def _switch(variable: str) -> set[str] | None:
+    text = os.environ.get(variable)
+    return None if text is None else {_plain(part) for part in text.split(",") if part.strip()}
+
+
+def _plain(name: str) -> str:
+    """Names as packaging compares them: ``KDBench_Mine`` is ``kdbench-mine``."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _blocked(info: PluginInfo) -> bool:
+    if info.name == BUILTIN:
+        return False
+    names = {_plain(info.name), _plain(info.distribution)}
+    allowed, blocked = _switch(ALLOW), _switch(BLOCK)
+    return (allowed is not None and not names & allowed) or (blocked is not None and bool(names & blocked))
+
+
+def _unmatched_switches(plugins: Iterable[PluginInfo]) -> list[str]:
+    """Names in the environment's switches that no installed plugin has: most likely typing errors."""
+    known = {_plain(name) for info in plugins for name in (info.name, info.distribution) if info.name != BUILTIN}
+    return [
+        f"{variable}: {unknown('plugin', name, known)}"
+        for variable in (ALLOW, BLOCK)
+        for name in sorted((_switch(variable) or set()) - known)
+    ]
+
+
+def _refuse_taken(cli: click.Group, before: Mapping[str, click.Command]) -> None:
     """Undo and name a command that kdbench itself or an earlier plugin already has."""
     taken = [name for name, command in before.items() if cli.commands.get(name) is not command]
     taken += [name for name in getattr(cli, "builtin", ()) if name in cli.commands]

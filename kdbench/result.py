@@ -15,6 +15,7 @@ import msgspec
 
 from kdbench.errors import KdbenchError
 from kdbench.files import atomic_write
+from kdbench.metric import MetricUsed, Score
 from kdbench.paper import Claim, Deviation, Paper, ReportedTable
 from kdbench.record import Environment
 
@@ -62,12 +63,13 @@ class StageLine(msgspec.Struct, frozen=True):
 
 
 class FailureLine(msgspec.Struct, frozen=True):
-    """One stage that failed, why, and how many others were skipped because of it."""
+    """One stage that failed, why, how many others were skipped because of it, and the plugin whose code it is."""
 
     hash: str
     label: str
     cause: str
     skipped: int
+    plugin: str = ""
 
 
 class DataUsed(msgspec.Struct, frozen=True):
@@ -112,6 +114,8 @@ class RunFile(msgspec.Struct, kw_only=True):
     values: tuple[Value, ...] = ()
     stages: tuple[StageLine, ...] = ()
     failures: tuple[FailureLine, ...] = ()
+    metrics: tuple[MetricUsed, ...] = ()
+    scores: tuple[Score, ...] = ()
     schema: int = 1
 
 

@@ -12,19 +12,20 @@ Nothing is trained here: every call adds a node, and equal nodes are one node.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from kdbench.code import code_version
-from kdbench.component import pack
+from kdbench.component import load_object, pack
 from kdbench.data.base import DataRef
+from kdbench.errors import KdbenchError, unknown
 from kdbench.networks.base import Network
 from kdbench.paper import Paper
 from kdbench.record import Record
 from kdbench.stage import Spec, Stage
 from kdbench.stages import Agreement, Choose, Teacher, Train
-from kdbench.training import CrossEntropy, Objective, Recipe
+from kdbench.training import CrossEntropy, Objective, ObjectiveInfo, Recipe
 
 __all__ = ["Lab", "Measurement", "Node", "Quantity", "derive"]
 
@@ -90,6 +91,7 @@ class Lab:
         data: DataRef,
         seeds: Sequence[int],
         networks: dict[str, Network],
+        objectives: dict[str, ObjectiveInfo] | None = None,
         device: str = "cpu",
         threads: int = 1,
     ) -> None:
@@ -102,6 +104,7 @@ class Lab:
         self.device = device
         self.threads = threads
         self.networks = networks
+        self.objectives = objectives or {}
         self.axes: dict[str, tuple[str, ...]] = {"dataset": (data.dataset,)}
         self._nodes: dict[str, Node] = {}
 
@@ -111,12 +114,21 @@ class Lab:
         return values
 
     def train(
-        self, network: str | Network, *, seed: int, recipe: Recipe, restart: int = 0, label: str | None = None
+        self,
+        network: str | Network,
+        *,
+        seed: int,
+        recipe: Recipe,
+        objective: Objective | None = None,
+        restart: int = 0,
+        label: str | None = None,
     ) -> Node:
-        """Train a network on the labels."""
+        """Train a network without a teacher: on cross-entropy with the labels, or on another ``objective``."""
         net = self._network(network)
-        stage = Train(network=net, recipe=recipe, objective=CrossEntropy(), restart=restart)
-        return self.stage(stage, seed=seed, label=label or f"train {net.name}{_trial(restart)}", network=net)
+        goal = objective or CrossEntropy()
+        stage = Train(network=net, recipe=recipe, objective=goal, restart=restart)
+        label = label or f"train {net.name}{goal.label}{_trial(restart)}"
+        return self.stage(stage, seed=seed, label=label, network=net)
 
     def distil(
         self,
@@ -134,6 +146,22 @@ class Lab:
         stage = Train(network=net, recipe=recipe, objective=objective, restart=restart)
         label = label or f"distil {net.name} from {_chain(teacher)}{objective.label}{_trial(restart)}"
         return self.stage(stage, seed=seed, inputs={"teacher": self.teacher(teacher, recipe)}, label=label, network=net)
+
+    def objective(self, name: str, **parameters: Any) -> Objective:
+        """The objective that some plugin publishes under ``name``, with these parameters.
+
+        Raises
+        ------
+        KdbenchError : there is none of that name, or the parameters are not its own.
+        """
+        if name not in self.objectives:
+            raise unknown("objective", name, self.objectives)
+        info = self.objectives[name]
+        try:
+            made: Objective = load_object(info.create)(**parameters)
+        except TypeError as error:
+            raise KdbenchError(f"objective '{name}': {error}", where=info.create) from error
+        return made
 
     def teacher(self, node: Node, recipe: Recipe) -> Node:
         """The node as a teacher under ``recipe``: gated, and its training logits cached if inputs never change."""
@@ -206,8 +234,6 @@ class Lab:
     def _network(self, network: str | Network) -> Network:
         if isinstance(network, Network):
             return network
-        from kdbench.errors import unknown
-
         if network not in self.networks:
             raise unknown("network", network, self.networks)
         return self.networks[network]

@@ -49,7 +49,9 @@ def _examine(store: str | None) -> dict[str, dict[str, Any]]:
             "cuda": torch.cuda.get_device_name() if cuda else f"none (torch built for CUDA: {torch.version.cuda})",
         },
         "ops": {"in use": implementation("cuda" if cuda else "cpu"), **build_info()},
-        "plugins": {info.name: info.problem or "ok" for info in registry().plugins},
+        "plugins": {
+            info.name: info.problem or ("ok" if info.state == "loaded" else info.state) for info in registry().plugins
+        },
         "folders": {
             "store": str(opened.root),
             "free": f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB",

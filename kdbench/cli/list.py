@@ -37,4 +37,4 @@ def command(*, as_json: bool) -> None:
     if not found.papers:
         click.echo("no paper is installed; first-party ones are kdbench-takd and its siblings under plugins/")
     for info in found.problems():
-        click.echo(f"plugin '{info.name}' is not loaded: {info.problem}", err=True)
+        click.echo(info.complaint, err=True)

@@ -12,7 +12,16 @@ from kdbench.errors import KdbenchError
 from kdbench.files import atomic_write, disk_errors
 from kdbench.paper import PROTOCOLS, TIERS
 from kdbench.record import Record
-from kdbench.report.grids import Grid, claim_grids, conditions, data_name, margins, measured_grids, reported_grids
+from kdbench.report.grids import (
+    Grid,
+    claim_grids,
+    conditions,
+    data_name,
+    margins,
+    measured_grids,
+    metric_grids,
+    reported_grids,
+)
 from kdbench.result import Reproduction, read_run, write_run
 from kdbench.store import Store
 
@@ -120,7 +129,7 @@ def _section(result: Reproduction) -> dict[str, Any]:
         "verdicts": result.claim_verdicts(),
         "sources": {claim.id: f"{claim.source}; certainty: {claim.certainty}" for claim in run.facts.claims},
         "margins": {claim.id: f"{margins(claim)}. {claim.margin_reason}".strip() for claim in run.facts.claims},
-        "measured": measured_grids(result),
+        "measured": [*measured_grids(result), *metric_grids(result)],
         "statistics": [grid for grid in claim_grids(result) if grid.rows],
         "deviations": [
             {

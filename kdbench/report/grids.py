@@ -11,9 +11,19 @@ from typing import NamedTuple
 
 from kdbench.paper import Claim, ReportedTable
 from kdbench.result import Reproduction
-from kdbench.verdict import Summary
+from kdbench.verdict import Summary, summarise
 
-__all__ = ["Grid", "claim_grids", "conditions", "data_name", "margins", "measured_grids", "number", "reported_grids"]
+__all__ = [
+    "Grid",
+    "claim_grids",
+    "conditions",
+    "data_name",
+    "margins",
+    "measured_grids",
+    "metric_grids",
+    "number",
+    "reported_grids",
+]
 
 
 class Grid(NamedTuple):
@@ -96,6 +106,28 @@ def measured_grids(result: Reproduction) -> list[Grid]:
         note = f"mean ± sd over n = {len(run.request.seeds)} seeds{unit}; {conditions(result)}"
         grids.append(_pivot(titles.get(table, table), note, cells))
     return grids
+
+
+def metric_grids(result: Reproduction) -> list[Grid]:
+    """What the installed metrics say of the measured networks: one grid, a row a cell, a column a metric."""
+    run = result.run
+    values: dict[str, dict[str, list[float]]] = {}
+    for score in run.scores:
+        values.setdefault(score.cell, {}).setdefault(score.metric, []).append(score.value)
+    touched = {cell.partition("/")[0] for claim in run.facts.claims for cell in claim.cells()}
+    used = [metric for metric in run.metrics if not metric.problem]
+    seeds = len(run.request.seeds)
+    rows = [
+        [cell, *(_spread(summarise(of[metric.id]), seeds) if metric.id in of else "" for metric in used)]
+        for cell, of in values.items()
+        if cell.partition("/")[0] in touched
+    ]
+    if not rows:
+        return []
+    columns = ["", *(f"{metric.id} ({metric.unit})" if metric.unit else metric.id for metric in used)]
+    notes = [f"mean ± sd over n = {seeds} seeds; {conditions(result)}"]
+    notes += [f"{m.id}: {m.title}; {m.better} is better; {m.source}; plugin '{m.plugin}'" for m in used]
+    return [Grid("metrics of the measured networks", "\n".join(notes), columns, rows)]
 
 
 def claim_grids(result: Reproduction) -> list[Grid]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdbench.paper import Deviation
-from kdbench.report.grids import Grid, conditions, margins, measured_grids, number, reported_grids
+from kdbench.report.grids import Grid, conditions, margins, measured_grids, metric_grids, number, reported_grids
 from kdbench.result import Reproduction
 
 __all__ = ["COLOURS", "show_deviations", "show_grid", "show_result"]
@@ -35,10 +35,17 @@ def show_result(console: Console, result: Reproduction) -> None:
         show_grid(console, grid, "The paper", "magenta")
     for grid in measured_grids(result):
         show_grid(console, grid, "Measured", "cyan")
+    for grid in metric_grids(result):
+        show_grid(console, grid, "Scores", "cyan")
+    for metric in run.metrics:
+        if metric.problem:
+            said = f"metric '{metric.id}' of plugin '{metric.plugin}' failed: {metric.problem}"
+            console.print(f"[red]{escape(said)}[/]", highlight=False)
     _show_verdicts(console, result)
     show_deviations(console, run.facts.deviations, run.request.protocol)
     for failure in run.failures:
-        console.print(f"[red]failed[/] {escape(failure.label)}: {escape(failure.cause)}")
+        of = f" [dim](plugin '{escape(failure.plugin)}')[/]" if failure.plugin else ""
+        console.print(f"[red]failed[/] {escape(failure.label)}: {escape(failure.cause)}{of}")
         if failure.skipped:
             console.print(f"       {failure.skipped} stages that need it were not run")
     if run.status in ("running", "stopped"):

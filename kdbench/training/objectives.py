@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from kdbench.component import Component
 
@@ -11,11 +13,11 @@ if TYPE_CHECKING:
 
     from kdbench.training.batch import Batch
 
-__all__ = ["CrossEntropy", "Distillation", "Objective"]
+__all__ = ["CrossEntropy", "Distillation", "Objective", "ObjectiveInfo"]
 
 
 class Objective(Component, frozen=True):
-    """A loss over one batch. Subclasses implement :meth:`loss`; import torch only inside it."""
+    """A loss over one batch. Subclasses implement :meth:`loss` and :meth:`reference`; import torch only inside them."""
 
     @property
     def label(self) -> str:
@@ -26,6 +28,33 @@ class Objective(Component, frozen=True):
         """Scalar loss of the student's ``logits`` ``[N, C]`` on ``batch``."""
         raise NotImplementedError
 
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The same loss by the formula, in plain torch operations and nothing else.
+
+        Training never calls it. The conformance tests evaluate it in float64 and hold :meth:`loss` against it, value
+        and gradient.
+        """
+        raise NotImplementedError
+
+
+class ObjectiveInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An objective as plugins publish it (hook ``kdbench_objectives``), for any study to build by its id.
+
+    Parameters
+    ----------
+    id : the name that ``lab.objective`` takes.
+    title : what it is, in a line.
+    source : where its formula is published.
+    create : import path ``module:Class`` of the :class:`Objective`.
+    example : arguments with which the conformance tests build one.
+    """
+
+    id: str
+    title: str
+    source: str
+    create: str
+    example: dict[str, Any] = {}
+
 
 class CrossEntropy(Objective, frozen=True):
     """Plain training on the labels."""
@@ -34,6 +63,11 @@ class CrossEntropy(Objective, frozen=True):
         from kdbench.losses import cross_entropy
 
         return cross_entropy(logits, batch.labels)
+
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, batch.labels)
 
 
 class Distillation(Objective, frozen=True):
@@ -62,3 +96,12 @@ class Distillation(Objective, frozen=True):
             alpha=self.alpha,
             reduction=self.reduction,
         )
+
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        from torch.nn import functional
+
+        student = functional.log_softmax(logits / self.temperature, dim=1)
+        teacher = functional.log_softmax(batch.teacher_logits.detach() / self.temperature, dim=1)
+        divergence = functional.kl_div(student, teacher, reduction=self.reduction, log_target=True)
+        labels = functional.cross_entropy(logits, batch.labels)
+        return (1 - self.alpha) * labels + self.alpha * self.temperature**2 * divergence

@@ -403,8 +403,9 @@ def test_a_plugin_that_does_not_import(cli, store, tmp_path):
     done = cli("list", env=env, check=0)
     assert "takd  Improved" in done.stdout
     assert done.stderr.splitlines() == [
-        "plugin 'kdbench-broken' is not loaded: import: ModuleNotFoundError: No module named 'nobodys'"
+        "plugin 'kdbench-broken' is not loaded: import: it needs the module 'nobodys', which is not installed; "
+        "install it, for instance by 'pip install kdbench-broken' with its requirements"
     ]
     line = complaint(cli("reproduce", "broken", env=env))
     assert line.startswith("unknown paper 'broken'")
-    assert "plugin 'kdbench-broken' is not loaded: import: ModuleNotFoundError: No module named" in line
+    assert "plugin 'kdbench-broken' is not loaded: import: it needs the module 'nobodys', which" in line

@@ -161,10 +161,7 @@ def test_a_taken_name_is_that_plugins_problem(site):
         rows = {row["name"]: row for row in json.loads(inside("plugins", "--json", check=0).stdout)}
     assert rows["kdbench-by-hand"]["provides"] == {"benchmark_contenders": ["by-hand"]}
     assert rows["kdbench-by-hand"]["problem"] == ""
-    assert (
-        "the benchmark contender 'eager' is already provided by plugin 'kdbench.builtin'"
-        in rows["kdbench-twin"]["problem"]
-    )
+    assert "the contender 'eager' is already provided by plugin 'kdbench.builtin'" in rows["kdbench-twin"]["problem"]
 
 
 # ---------------------------------------------------------------------------------------------- under pytest-benchmark

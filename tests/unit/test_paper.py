@@ -116,7 +116,7 @@ FAULTS = {
     "claim without source": (replaced('source = "Table 1"\ncertainty', 'source = ""\ncertainty'), CSV, "cites no"),
     "claim that compares nothing": (replaced(CLAIM, ""), CSV, "needs either comparisons or a reason"),
     "tested and not tested": (replaced(CLAIM, CLAIM + '\nnot_tested = "why"'), CSV, "needs either"),
-    "deviation without text": (replaced('written = "150"\n', ""), CSV, "deviation d1 says nothing of 'written'"),
+    "deviation without text": (replaced('written = "150"\n', ""), CSV, "deviation d1 says nothing of 'clean'"),
     "deviation without text for one protocol": (
         replaced('written = "150"', 'released = "160"\nprotocols = ["released", "clean"]'),
         CSV,

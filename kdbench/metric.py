@@ -1,0 +1,137 @@
+"""Numbers that plugins compute about measured networks once a run has ended: hook ``kdbench_metrics``.
+
+A metric sees finished stages only. It is no part of any stage's identity, so installing one trains nothing anew, and
+what it says is kept in ``run.json`` and shown wherever the run is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from kdbench.component import load_object
+from kdbench.data.base import DataRef
+from kdbench.stage import Finished
+from kdbench.study import Measurement, Node
+
+__all__ = ["Metric", "MetricUsed", "Score", "Subject", "score", "subjects"]
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric as plugins publish it.
+
+    Parameters
+    ----------
+    id : short name, the column's title in reports.
+    title : what it is, in a line.
+    unit : of its values; empty for none.
+    better : whether ``higher`` or ``lower`` values are better.
+    source : where its formula is published.
+    compute : import path ``module:function`` of ``compute(subject: Subject) -> float | None``; None where the metric
+        says nothing of that network, for instance of one that had no teacher.
+    """
+
+    id: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower"]
+    source: str
+    compute: str
+
+
+class Subject(NamedTuple):
+    """One measured network of one seed.
+
+    Attributes
+    ----------
+    cell, seed : the accuracy that was measured, for instance ``table1/cnn/mnist1d/TAKD``.
+    student : the finished stage that left the network: its record, and ``student.tensors(name)`` for its files.
+    teacher : the stage that left the network it was distilled from; None for one trained without a teacher.
+    data : the data of the run.
+    """
+
+    cell: str
+    seed: int
+    student: Finished
+    teacher: Finished | None
+    data: DataRef
+
+
+class MetricUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric as it stood when the run ended, with what went wrong in it (empty: nothing)."""
+
+    id: str
+    title: str
+    unit: str
+    better: str
+    source: str
+    plugin: str
+    problem: str = ""
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One metric's value for one cell and seed."""
+
+    metric: str
+    cell: str
+    seed: int
+    value: float
+
+
+def subjects(
+    measurements: Iterable[Measurement], data: DataRef, stages: Path, done: Iterable[str]
+) -> Iterator[Subject]:
+    """Every network whose own test accuracy is measured and whose stages have finished.
+
+    Parameters
+    ----------
+    stages : the store's folder of stages.
+    done : hashes of finished stages.
+    """
+    finished = set(done)
+    for measurement in measurements:
+        nodes = measurement.quantity.nodes
+        if measurement.quantity.name != "test.accuracy" or len(nodes) != 1 or nodes[0].network is None:
+            continue
+        student, teacher = nodes[0], _teacher(nodes[0])
+        if {node.spec.hash for node in (student, teacher) if node is not None} <= finished:
+            yield Subject(
+                measurement.cell,
+                measurement.seed,
+                Finished(stages / student.spec.hash),
+                None if teacher is None else Finished(stages / teacher.spec.hash),
+                data,
+            )
+
+
+def score(metric: Metric, plugin: str, found: Iterable[Subject]) -> tuple[MetricUsed, list[Score]]:
+    """The metric's values; a metric that raises is named as the fault of its plugin and stops nothing else."""
+    scores: list[Score] = []
+    problem = ""
+    try:
+        compute = load_object(metric.compute)
+        for subject in found:
+            value = compute(subject)
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                raise ValueError(f"{value} for {subject.cell}, seed {subject.seed}")
+            scores.append(Score(metric.id, subject.cell, subject.seed, float(value)))
+    except Exception as error:  # whatever a third party's code raises
+        scores, problem = [], f"{type(error).__name__}: {error}"
+    described = {name: getattr(metric, name) for name in ("id", "title", "unit", "better", "source")}
+    return MetricUsed(**described, plugin=plugin, problem=problem), scores
+
+
+def _teacher(node: Node) -> Node | None:
+    """The network that ``node`` was distilled from; the trials of one choice have the same."""
+    if "teacher" in node.inputs:
+        stage = node.inputs["teacher"]
+        return stage.inputs.get("network", stage)
+    if "0" in node.inputs:
+        return _teacher(node.inputs["0"])
+    return None
