@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
-from kdbench.code import modules_of
+from kdbench.blame import culprit, fault
 from kdbench.component import load_object
 from kdbench.data import DataRef, Progress, default_cache
+from kdbench.data._download import NotFetched, offline
 from kdbench.environment import environment
 from kdbench.errors import KdbenchError, unknown
 from kdbench.metric import MetricUsed, Score, score, subjects
@@ -32,7 +34,7 @@ from kdbench.result import (
     facts_of,
     write_run,
 )
-from kdbench.run import Failure, Listener, Results, drive
+from kdbench.run import Listener, Results, drive
 from kdbench.store import Store, default_store
 from kdbench.study import Lab
 
@@ -53,7 +55,7 @@ class Options(TypedDict, total=False):
     tier: str
     dataset: str | None
     data_dir: str | Path | None
-    protocol: str
+    protocol: str | None
     seeds: int | Sequence[int] | None
     device: str
     workers: int | None
@@ -89,7 +91,7 @@ def prepare(
     tier: str = "laptop",
     dataset: str | None = None,
     data_dir: str | Path | None = None,
-    protocol: str = "clean",
+    protocol: str | None = None,
     seeds: int | Sequence[int] | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -109,9 +111,10 @@ def prepare(
     facts = registry().paper(paper)
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
+    readings: list[str] = [reading.id for reading in facts.protocols]
+    protocol = protocol or ("clean" if "clean" in readings else readings[0])
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
-    readings = [reading.id for reading in facts.protocols]
     if protocol not in readings:
         raise KdbenchError(f"'{paper}' has no reading '{protocol}'", cure=f"its readings: {', '.join(readings)}")
     dataset = dataset or facts.default_dataset[tier]
@@ -157,7 +160,7 @@ def reproduce(paper: str, *, listener: Listener | None = None, **options: Unpack
     tier : ``smoke``, ``laptop`` or ``full``.
     dataset : a data set of the paper; by default the tier's own.
     data_dir : folder with a local copy of the data; by default it is generated or downloaded.
-    protocol : ``written``, ``released`` or ``clean``.
+    protocol : ``written``, ``released`` or ``clean``; by default ``clean``, or the first that the paper has.
     seeds : a count (0 ... n-1) or the seeds themselves; by default 1 at smoke, else 5.
     device : ``cpu``, ``cuda`` or ``auto`` (a GPU at tier full where there is one, else the CPU).
     workers, threads : processes, and torch threads in each; by default all cores, one thread each.
@@ -174,8 +177,8 @@ def reproduce(paper: str, *, listener: Listener | None = None, **options: Unpack
     return carry_out(prepare(paper, **options), listener)
 
 
-def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduction:
-    """Run a prepared plan in its store and write the run's file."""
+def carry_out(prepared: Prepared, listener: Listener | None = None, executor: Executor | None = None) -> Reproduction:
+    """Run a prepared plan in its store and write the run's file; on ``executor``, else on the one the request names."""
     plan, request, store = prepared.plan, prepared.request, prepared.store
     started = time.perf_counter()
     with store.locked():
@@ -183,27 +186,30 @@ def carry_out(prepared: Prepared, listener: Listener | None = None) -> Reproduct
         folder = store.runs / run.id
         write_run(folder, run)
         todo = [key for key in plan.specs if not store.has(key)]
-        executor = _executor(request, len(todo)) if todo else None
+        if executor is None and todo:
+            executor = _executor(request, len(todo))
         try:
             results = drive(plan, store, executor, listener or Silent())
         except BaseException:
             run.status = "stopped"
-            with contextlib.suppress(
-                OSError
-            ):  # what stopped the run may well be the disk: its error is the one to show
+            with contextlib.suppress(OSError):  # what stopped it may well be the disk: its error is the one to show
                 write_run(folder, run)
             raise
         finally:
-            if executor is not None:
-                executor.close()
-        run.status = "incomplete" if results.failures else "finished"
-        run.values = tuple(_values(plan, results))
+            unclosed = [] if executor is None else _close(executor, request)
+        values, unread = _read(plan, results)
+        run.values = tuple(values)
         run.stages = tuple(
             StageLine(key, spec.label, results.records[key].seconds, key in results.reused)
             for key, spec in plan.specs.items()
             if key in results.records
         )
-        run.failures = tuple(_failure(plan, failure) for failure in results.failures)
+        run.failures = tuple(
+            FailureLine(f.hash, f.label, f.cause, f.skipped, culprit(f.trace, plan.lab.paper.id))
+            for f in results.failures
+        )
+        run.failures += (*unread, *unclosed)
+        run.status = "incomplete" if run.failures else "finished"
         run.metrics, run.scores = _scores(plan, store, results)
         run.seconds = time.perf_counter() - started
         write_run(folder, run)
@@ -222,6 +228,7 @@ def _begin(prepared: Prepared) -> RunFile:
         number += 1
         run_id = f"{base}-{number}"
     code = next(iter(plan.specs.values())).code if plan.specs else ""
+    plugin = registry().owners.get(("papers", prepared.paper.id))  # none of a paper that was written in a notebook
     return RunFile(
         id=run_id,
         status="running",
@@ -230,18 +237,27 @@ def _begin(prepared: Prepared) -> RunFile:
         data=DataUsed(data.title, data.fingerprint, data.official, data.note, data.sizes),
         environment=environment(device=request.device, threads=request.threads, code=code),
         started=now.isoformat(timespec="seconds"),
+        plugin=f"{plugin.distribution} {plugin.version}" if plugin else "",
     )
 
 
-def _values(plan: Plan, results: Results) -> list[Value]:
-    values = []
+def _read(plan: Plan, results: Results) -> tuple[list[Value], list[FailureLine]]:
+    """Every measured value, and what went wrong where one could not be read: a fault of the study, found only now."""
+    values, failures = [], []
     for measurement in plan.measurements:
         quantity = measurement.quantity
         stages = tuple(dict.fromkeys(node.spec.hash for node in quantity.nodes))
-        known = all(key in results.records for key in stages)
-        number = quantity.read(results.records) if known else None
+        number = None
+        if all(key in results.records for key in stages):
+            try:
+                number = float(quantity.read(results.records))
+            except Exception as error:  # a study's own function
+                cause = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
+                plugin = culprit("".join(traceback.format_exception(error)), plan.lab.paper.id)
+                label = f"cell {measurement.cell} seed {measurement.seed}"
+                failures.append(FailureLine("", label, cause, 0, plugin))
         values.append(Value(measurement.cell, measurement.seed, quantity.name, number, stages))
-    return values
+    return values, failures
 
 
 def _scores(plan: Plan, store: Store, results: Results) -> tuple[tuple[MetricUsed, ...], tuple[Score, ...]]:
@@ -255,21 +271,26 @@ def _scores(plan: Plan, store: Store, results: Results) -> tuple[tuple[MetricUse
     return tuple(used), tuple(scores)
 
 
-def _failure(plan: Plan, failure: Failure) -> FailureLine:
-    """The failure with the plugin whose code failed: that of the stage's own components, else that of the paper."""
-    known = registry()
-    owner = known.owner("papers", plan.lab.paper.id)
-    for module in modules_of(plan.specs[failure.hash].stage):
-        info = known.at_home(module)
-        if info is not None and info is not known.plugins[0]:
-            owner = info
-            break
-    return FailureLine(failure.hash, failure.label, failure.cause, failure.skipped, owner.name)
-
-
 def _executor(request: Request, todo: int) -> Executor:
-    create: Callable[[int, int], Executor] = load_object(registry().executor(request.executor).create)
-    return create(min(request.workers, todo), request.threads)
+    info = registry().executor(request.executor)
+    create: Callable[[int, int], Executor] = load_object(info.create)
+    try:
+        return create(min(request.workers, todo), request.threads)
+    except (KdbenchError, OSError):
+        raise
+    except Exception as error:
+        raise fault(f"starting the executor '{info.id}'", error, info.create) from error
+
+
+def _close(executor: Executor, request: Request) -> list[FailureLine]:
+    """Stop the executor; one that raises as it is told to stop takes no result away."""
+    try:
+        executor.close()
+    except Exception as error:
+        plugin = culprit("".join(traceback.format_exception(error)), request.paper)
+        cause = f"it raised {type(error).__name__} when it was to stop: {error}"
+        return [FailureLine("", f"executor '{request.executor}'", cause, 0, plugin)]
+    return []
 
 
 def _locate(request: Request, fetch: bool, progress: Progress | None) -> DataRef:
@@ -284,7 +305,15 @@ def _locate(request: Request, fetch: bool, progress: Progress | None) -> DataRef
         )
     if not fetch and data_dir is None and not dataset.at_hand(cache):
         return dataset.expected()
-    ref: DataRef = load_object(dataset.locate)(data_dir, cache, progress)
+    try:
+        with contextlib.nullcontext() if fetch else offline():
+            ref: DataRef = load_object(dataset.locate)(data_dir, cache, progress)
+    except NotFetched:  # an archive that is there and cannot be used
+        return dataset.expected()
+    except (KdbenchError, OSError):
+        raise
+    except Exception as error:
+        raise fault(f"locating the data set '{dataset.id}'", error, dataset.locate) from error
     return ref
 
 

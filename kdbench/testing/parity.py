@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Loss", "assert_loss_parity"]
+__all__ = ["Disparity", "Loss", "assert_loss_parity"]
 
 _RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 
@@ -61,6 +61,7 @@ def assert_loss_parity(
     - the value is the reference's within 1e-5 (float64: 1e-10) of it and of what rounding costs at that temperature,
       and so is the gradient within 1e-5 of its largest entry; where the numbers returned are of half precision, within
       one unit in the last place more;
+    - where one of the two is not finite, so is the other;
     - the gradient has the student's dtype and shape, and scales with the gradient that comes in;
     - none reaches the teacher;
     - no input is modified;
@@ -80,7 +81,8 @@ def assert_loss_parity(
 
     Raises
     ------
-    AssertionError : the first of these that does not hold; it names shape, dtype, temperature, row and class.
+    Disparity : the first of these that does not hold, an AssertionError; it names shape, dtype, temperature, row and
+        class. What the losses themselves raise, an AssertionError too, passes through.
 
     Examples
     --------
@@ -98,18 +100,18 @@ def assert_loss_parity(
                 case = _make_case(rows, classes, dtype, temperature, seed, device)
                 try:
                     _check(loss, reference, case)
-                except AssertionError as error:
-                    if temperature == 1 or 1 not in temperatures or not _depends_on_numbers(error):
+                except _WrongNumber as error:
+                    if temperature == 1 or 1 not in temperatures:
                         raise
-                    raise AssertionError(f"{error}. At T = 1 it is right: look at the powers of T") from None
+                    raise Disparity(f"{error}. At T = 1 it is right: look at the powers of T") from None
 
 
-class _WrongNumber(AssertionError):
+class Disparity(AssertionError):
+    """A loss that is not what its reference says; no other assertion's error."""
+
+
+class _WrongNumber(Disparity):
     """A value or a gradient that is off."""
-
-
-def _depends_on_numbers(error: AssertionError) -> bool:
-    return isinstance(error, _WrongNumber)
 
 
 def _make_case(
@@ -129,7 +131,7 @@ def _evaluate(loss: Loss, case: _Case, weight: Tensor | None = None) -> _Outcome
     labels = case.labels.clone()
     value = loss(student, teacher, labels, temperature=case.temperature)
     if not isinstance(value, Tensor):
-        raise AssertionError(f"{case.where}: the loss is a {type(value).__name__}, not a tensor")
+        raise Disparity(f"{case.where}: the loss is a {type(value).__name__}, not a tensor")
     gradients: tuple[Tensor | None, ...] = (None, None)
     if value.requires_grad:
         upstream = torch.ones_like(value) if weight is None else weight.to(value.dtype)
@@ -140,7 +142,7 @@ def _evaluate(loss: Loss, case: _Case, weight: Tensor | None = None) -> _Outcome
         ("labels", labels, case.labels),
     ):
         if not torch.equal(given.detach(), kept):
-            raise AssertionError(f"{case.where}: the {name} were modified, {_first_difference(given.detach(), kept)}")
+            raise Disparity(f"{case.where}: the {name} were modified, {_first_difference(given.detach(), kept)}")
     return _Outcome(value.detach(), *gradients)
 
 
@@ -151,14 +153,14 @@ def _check(loss: Loss, reference: Loss, case: _Case) -> None:
     _check_value(case, got.loss, want.loss)
     leaked = got.teacher_gradient
     if leaked is not None and bool(leaked.any()):
-        raise AssertionError(f"{case.where}: a gradient reaches the teacher, {_largest(leaked)}")
+        raise Disparity(f"{case.where}: a gradient reaches the teacher, {_largest(leaked)}")
     gradient = _check_gradient(case, got.gradient, want.gradient)
     again = _evaluate(loss, case)
-    if again.gradient is None or not (torch.equal(again.loss, got.loss) and torch.equal(again.gradient, gradient)):
+    if again.gradient is None or not (_identical(again.loss, got.loss) and _identical(again.gradient, gradient)):
         what, other, first = ("value", again.loss, got.loss)
-        if torch.equal(other, first) and again.gradient is not None:
+        if _identical(other, first) and again.gradient is not None:
             what, other, first = ("gradient", again.gradient, gradient)
-        raise AssertionError(
+        raise Disparity(
             f"{case.where}: not deterministic: the {what} of a second call on the same inputs differs, "
             f"{_first_difference(other, first)}"
         )
@@ -167,16 +169,16 @@ def _check(loss: Loss, reference: Loss, case: _Case) -> None:
 
 def _check_value(case: _Case, got: Tensor, want: Tensor) -> None:
     if got.shape != want.shape:
-        raise AssertionError(
+        raise Disparity(
             f"{case.where}: the loss has shape {list(got.shape)}, its reference {list(want.shape)}: another reduction?"
         )
     relative = _RELATIVE[case.student.dtype]
     # A plain version subtracts logarithms of size 1, and multiplies what rounding leaves of the difference by T^2.
     allowed = relative * (want.abs() + 0.3 * (1 + case.temperature**2)) + _last_place(got, want)
-    off = (got.double() - want).abs()
-    if bool((off <= allowed).all()):
+    off = _apart(got, want)
+    if _within(off, allowed):
         return
-    at = int((off - allowed).nan_to_num(nan=torch.inf).argmax())
+    at = _worst(off, allowed)
     row = f" in row {at}" if want.dim() else ""
     one, other, limit = (float(values.flatten()[at]) for values in (got, want, allowed))
     raise _WrongNumber(
@@ -205,18 +207,18 @@ def _guess(case: _Case, got: float, want: float) -> str:
 
 def _check_gradient(case: _Case, got: Tensor | None, want: Tensor | None) -> Tensor:
     if want is None:
-        raise AssertionError(f"{case.where}: the reference is not differentiable in the student logits")
+        raise Disparity(f"{case.where}: the reference is not differentiable in the student logits")
     if got is None:
-        raise AssertionError(f"{case.where}: the loss is not differentiable in the student logits")
+        raise Disparity(f"{case.where}: the loss is not differentiable in the student logits")
     if got.dtype != case.student.dtype or got.shape != case.student.shape:
-        raise AssertionError(
+        raise Disparity(
             f"{case.where}: the gradient is {list(got.shape)} {got.dtype}, the student logits are "
             f"{list(case.student.shape)} {case.student.dtype}"
         )
     allowed = _allowed_gradient(case, got, want)
-    off = (got.double() - want).abs()
-    if not bool((off <= allowed).all()):
-        at = int((off - allowed).nan_to_num(nan=torch.inf).argmax())
+    off = _apart(got, want)
+    if not _within(off, allowed):
+        at = _worst(off, allowed)
         row, column = divmod(at, want.shape[1])
         one, other = float(got[row, column]), float(want[row, column])
         label = int(case.labels[row])
@@ -230,7 +232,8 @@ def _check_gradient(case: _Case, got: Tensor | None, want: Tensor | None) -> Ten
 
 
 def _allowed_gradient(case: _Case, got: Tensor, want: Tensor) -> Tensor:
-    peak = float(want.abs().max()) if want.numel() else 0.0
+    finite = want[want.isfinite()]
+    peak = float(finite.abs().max()) if finite.numel() else 0.0
     relative = _RELATIVE[case.student.dtype]
     return relative * (peak + 0.03 * (1 + case.temperature)) + _last_place(got, want)
 
@@ -243,14 +246,31 @@ def _check_scaling(loss: Loss, reference: Loss, case: _Case, wide: _Case) -> Non
     got, want = _evaluate(loss, case, weight).gradient, _evaluate(reference, wide, weight).gradient
     assert want is not None
     if got is None:
-        raise AssertionError(f"{case.where}: the loss is not differentiable in the student logits")
-    off = (got.double() - want).abs()
-    allowed = 3 * _allowed_gradient(case, got, want)
-    if not bool((off <= allowed).all()):
-        raise AssertionError(
+        raise Disparity(f"{case.where}: the loss is not differentiable in the student logits")
+    off = _apart(got, want)
+    if not _within(off, 3 * _allowed_gradient(case, got, want)):
+        raise Disparity(
             f"{case.where}: the gradient does not scale with the gradient that comes in: for one of "
-            f"{[round(each, 3) for each in weight.flatten().tolist()]} it is off, {_largest(got.double() - want)}"
+            f"{[round(each, 3) for each in weight.flatten().tolist()]} it is off, {_largest(off)}"
         )
+
+
+def _apart(got: Tensor, want: Tensor) -> Tensor:
+    """How far two tensors are apart; 0 where both are NaN, or infinite alike."""
+    alike = (got.double() == want) | (got.isnan() & want.isnan())
+    return (got.double() - want).abs().masked_fill(alike, 0.0)
+
+
+def _within(off: Tensor, allowed: Tensor) -> bool:
+    return bool(((off == 0) | ((off <= allowed) & off.isfinite())).all())
+
+
+def _worst(off: Tensor, allowed: Tensor) -> int:
+    return int((off - allowed).masked_fill(off == 0, -torch.inf).nan_to_num(nan=torch.inf).argmax())
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _last_place(got: Tensor, want: Tensor) -> Tensor:
@@ -271,7 +291,7 @@ def _first_difference(got: Tensor, want: Tensor) -> str:
     """Where two tensors begin to differ."""
     if got.shape != want.shape:
         return f"shape {list(got.shape)} for {list(want.shape)}"
-    at = int((got != want).flatten().nonzero()[0])
+    at = int(((got != want) & ~(got.isnan() & want.isnan())).flatten().nonzero()[0])
     place = f"row {at}" if want.dim() == 1 else "it"
     if want.dim() == 2:
         row, column = divmod(at, want.shape[1])

@@ -102,6 +102,8 @@ class Distillation(Objective, frozen=True):
 
         student = functional.log_softmax(logits / self.temperature, dim=1)
         teacher = functional.log_softmax(batch.teacher_logits.detach() / self.temperature, dim=1)
-        divergence = functional.kl_div(student, teacher, reduction=self.reduction, log_target=True)
+        divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        if self.reduction == "mean":
+            divergence = divergence / logits.shape[1]
         labels = functional.cross_entropy(logits, batch.labels)
         return (1 - self.alpha) * labels + self.alpha * self.temperature**2 * divergence

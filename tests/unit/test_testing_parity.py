@@ -12,6 +12,7 @@ from torch import Tensor
 from kdbench.losses import distillation_loss, kl
 from kdbench.ops import forced
 from kdbench.testing import assert_loss_parity
+from kdbench.testing.parity import Disparity
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -235,6 +236,37 @@ def test_a_gradient_of_another_precision_is_a_fault():
 def test_half_precision_that_sums_in_half_precision_is_a_fault():
     with pytest.raises(AssertionError, match="bfloat16"):
         assert_loss_parity(plain, plain, dtypes=[torch.bfloat16])
+
+
+def undefined(loss, where: str):
+    """A loss by row that is not a number in the second row of every batch, nor is its gradient there."""
+
+    def by_row(s: Tensor, t: Tensor, y: Tensor, *, temperature: float) -> Tensor:
+        rows = F.cross_entropy(s, y, reduction="none") * 1.0
+        return torch.cat([rows[:1], rows[1:2] * float(where), rows[2:] * (1 + (loss == "off"))])
+
+    return by_row
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_undefined_in_both_is_no_difference(value):
+    settings = {"shapes": [(4, 10)], "dtypes": [torch.float32], "temperatures": [1.0]}
+    assert_loss_parity(undefined("right", value), undefined("right", value), **settings)
+    with pytest.raises(Disparity, match=rf"the value in row 1 is {value}, its reference"):
+        assert_loss_parity(undefined("right", value), undefined("right", "1"), **settings)
+    with pytest.raises(Disparity, match=r"the value in row 1 is .*, its reference " + value):
+        assert_loss_parity(undefined("right", "1"), undefined("right", value), **settings)
+    with pytest.raises(Disparity, match=r"the value in row [23] is"):
+        assert_loss_parity(undefined("off", value), undefined("right", value), **settings)
+
+
+def test_what_a_loss_itself_asserts_is_no_disparity():
+    def asserting(s: Tensor, t: Tensor, y: Tensor, *, temperature: float) -> Tensor:
+        raise AssertionError("40 inputs only")
+
+    with pytest.raises(AssertionError, match=r"^40 inputs only$") as caught:
+        assert_loss_parity(asserting, plain)
+    assert not isinstance(caught.value, Disparity)
 
 
 def test_it_needs_no_pytest():

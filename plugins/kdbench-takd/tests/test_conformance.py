@@ -1,0 +1,5 @@
+"""TAKD held against the framework's promises, as any third party's paper is."""
+
+from kdbench.testing.conformance import *  # noqa: F403
+
+KDBENCH_PAPERS = ["takd"]
