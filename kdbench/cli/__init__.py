@@ -24,6 +24,7 @@ COMMANDS = (
     "dossier",
     "data",
     "plugins",
+    "new-plugin",
     "bench",
     "doctor",
 )
@@ -40,7 +41,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
-            command: click.Command = import_module(f"kdbench.cli.{name}").command
+            command: click.Command = import_module(f"kdbench.cli.{name.replace('-', '_')}").command
             return command
         self._plugins()
         return self.commands.get(name)

@@ -21,11 +21,11 @@ class Fresh:
         self.folder = folder
         self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
 
-    def install(self, *what: Path | str) -> None:
+    def install(self, *what: Path | str, cwd: Path | None = None) -> None:
         """Install wheels or source folders; requirements are resolved against what is installed, never downloaded."""
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet"]
         offline = ["--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-        run([*pip, *offline, *map(str, what)], check=0)
+        run([*pip, *offline, *map(str, what)], cwd=cwd, check=0)
 
     def run(
         self, *args: str, cwd: Path, check: int | None = None, env: dict[str, str] | None = None, timeout: float = 300
@@ -72,10 +72,12 @@ def run(
     env: dict[str, str] | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
+    # Of this process's environment only what a shell would have: no source tree on the path, no pytest around it.
+    plain = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith(("PYTEST_", "COV_"))}
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env={**plain, **(env or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
