@@ -52,7 +52,7 @@ def _blame_for_plans(paper: Paper, owner: PluginInfo) -> None:
     for reading in paper.protocols:
         try:
             prepare(paper.id, tier="smoke", protocol=reading.id, claims="all", device="cpu", fetch=False)
-        except KdbenchError as error:
+        except (Exception, SystemExit) as error:  # whatever a third party's code raises
             owner.blame(f"plan of '{paper.id}' ({reading.id})", error)
 
 
@@ -117,24 +117,32 @@ class _OfPaper(_Run, kw_only=True):
 
 
 def _lacking(info: PluginInfo) -> Iterator[KdbenchError]:
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        wanted = distribution(info.distribution).requires or ()
-    except PackageNotFoundError:
+        found = distribution(info.distribution)
+        wanted = found.requires or () if found.metadata["Name"] else None
+    except Exception:  # what damaged metadata raises differs from one Python to the next
+        wanted = None
+    if wanted is None:
+        yield KdbenchError(f"the metadata of {info.distribution} cannot be read", cure="install it anew")
         return
     for text in wanted:
-        requirement = Requirement(text)
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            yield KdbenchError(f"'{text}' is no requirement", cure="a fault of its pyproject.toml")
+            continue
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(requirement.name)
+            there = version(requirement.name)
         except PackageNotFoundError:
-            found = ""
-        if not found:
+            there = ""
+        if not there:
             said = f"{requirement.name}{requirement.specifier} is required and not installed"
-        elif not requirement.specifier.contains(found, prereleases=True):
-            said = f"{requirement.name}{requirement.specifier} is required, {found} is installed"
+        elif not requirement.specifier.contains(there, prereleases=True):
+            said = f"{requirement.name}{requirement.specifier} is required, {there} is installed"
         else:
             continue
         yield KdbenchError(said, cure=f"pip install '{requirement.name}{requirement.specifier}'")

@@ -2,7 +2,8 @@
 
 All hooks yield (or return a list of) frozen descriptors; none of them may import torch, which is loaded only when a
 stage runs. A plugin's module is named by an entry point in the group ``kdbench`` and sets ``KDBENCH_API`` to the API
-level it was written for; one from the future, or from before the oldest level still served, is reported and skipped.
+level it was written for (without it: the first); one from the future, or from before the oldest level still served, is
+reported and skipped.
 """
 
 from __future__ import annotations

@@ -118,10 +118,10 @@ def score(metric: Metric, plugin: str, found: Iterable[Subject]) -> tuple[Metric
             value = compute(subject)
             if value is None:
                 continue
-            if not math.isfinite(value):
+            if isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{value} for {subject.cell}, seed {subject.seed}")
             scores.append(Score(metric.id, subject.cell, subject.seed, float(value)))
-    except Exception as error:  # whatever a third party's code raises
+    except (Exception, SystemExit) as error:  # whatever a third party's code raises
         scores, problem = [], f"{type(error).__name__}: {error}"
     described = {name: getattr(metric, name) for name in ("id", "title", "unit", "better", "source")}
     return MetricUsed(**described, plugin=plugin, problem=problem), scores

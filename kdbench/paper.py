@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -27,6 +27,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 __all__ = [
     "PROTOCOLS",
@@ -131,7 +134,7 @@ class Claim(Fact, frozen=True):
 
     def instances(self, axes: dict[str, tuple[str, ...]]) -> Iterator[Claim]:
         """The claim once for every combination of the axes that its cell names mention, placeholders filled in."""
-        used = sorted({name for cell in self.cells() for name in _placeholders(cell)})
+        used = sorted({name for cell in self.cells() for name in _placeholders(cell, self.id)})
         missing = [name for name in used if name not in axes]
         if missing:
             raise KdbenchError(f"claim {self.id} uses the axis '{missing[0]}' that the study does not declare")
@@ -262,11 +265,11 @@ class Paper(Fact, frozen=True):
         try:
             data = tomllib.loads((folder / "paper.toml").read_text(encoding="utf-8"))
             for table in data.get("tables", []):
-                text = (folder / f"{table['id']}.csv").read_text(encoding="utf-8")
-                table["cells"] = [_cell(row) for row in csv.DictReader(io.StringIO(text))]
+                table["cells"] = _cells(folder / f"{table['id']}.csv", table["id"])
             paper = msgspec.convert(data, cls)
         except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
-            raise KdbenchError(f"the facts do not read: {error}", where=where) from error
+            cure = f"certainties: {', '.join(get_args(Certainty))}" if "certainty" in str(error) else None
+            raise KdbenchError(f"the facts do not read: {error}", where=where, cure=cure) from error
         paper._check(where)
         return msgspec.structs.replace(paper, study=study)
 
@@ -300,6 +303,8 @@ class Paper(Fact, frozen=True):
         for claim in self.claims:
             if not claim.source:
                 raise KdbenchError(f"claim {claim.id} cites no table or section", where=where)
+            for cell in claim.cells():
+                _placeholders(cell, claim.id)
             if bool(claim.alternatives) == bool(claim.not_tested):
                 raise KdbenchError(
                     f"claim {claim.id} needs either comparisons or a reason why it is not tested", where=where
@@ -313,13 +318,28 @@ class Paper(Fact, frozen=True):
                 raise KdbenchError(f"tier '{tier}' has no default among the paper's data sets", where=where)
 
 
+def _cells(file: Traversable, table: str) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise ValueError(f"table '{table}' needs its cells in a file {table}.csv beside paper.toml")
+    return [_cell(row) for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))]
+
+
 def _cell(row: dict[str, str]) -> dict[str, Any]:
     value = (row["value"] or "").strip()
     return {**row, "value": float(value) if value else None, "printed": value}
 
 
-def _placeholders(text: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(text) if name]
+def _placeholders(cell: str, claim: str) -> list[str]:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(cell) if name is not None]
+    except ValueError:
+        names = [""]
+    if not all(name.isidentifier() for name in names):
+        raise KdbenchError(
+            f"claim {claim} compares '{cell}', whose braces name no axis",
+            cure="write {dataset}, or an axis of the study",
+        )
+    return names
 
 
 class _Keep(dict[str, str]):

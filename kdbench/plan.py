@@ -56,6 +56,21 @@ class Plan:
         self.specs: dict[str, Spec] = {key: nodes[key].spec for key in order}
         self._nodes = nodes
 
+    def node(self, cell: str, seed: int | None = None) -> Node:
+        """The stage whose metric a measured cell is, of one seed (by default the first that measures it).
+
+        Raises
+        ------
+        KdbenchError : the plan does not measure the cell, or computes it from several stages.
+        """
+        found = [m for m in self.measurements if m.cell == cell and seed in (None, m.seed)]
+        if not found:
+            raise unknown("cell", cell, {m.cell for m in self.measurements})
+        nodes = found[0].quantity.nodes
+        if len(nodes) != 1:
+            raise KdbenchError(f"'{cell}' is computed from {len(nodes)} stages", cure="look at plan.measurements")
+        return nodes[0]
+
     def uses(self) -> dict[str, int]:
         """How many stages take each stage as input."""
         counts = dict.fromkeys(self.specs, 0)
@@ -103,7 +118,7 @@ def cost_key(spec: Spec) -> str:
 
 
 def select_claims(paper: Paper, wanted: str) -> tuple[Claim, ...]:
-    """Claims by ``core``, ``all``, or ids with commas between them.
+    """Claims by ``core`` (all of them where none is), ``all``, or ids with commas between them.
 
     Raises
     ------
@@ -112,7 +127,7 @@ def select_claims(paper: Paper, wanted: str) -> tuple[Claim, ...]:
     if wanted == "all":
         return paper.claims
     if wanted == "core":
-        return tuple(claim for claim in paper.claims if claim.core)
+        return tuple(claim for claim in paper.claims if claim.core) or paper.claims
     ids = dict.fromkeys(part.strip() for part in wanted.split(",") if part.strip())
     chosen = []
     for claim_id in ids:
@@ -131,7 +146,6 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
     A measurement that needs nothing beyond the stages already wanted is kept too: it costs nothing.
     """
     measurements = _measurements(lab)
-    _check(measurements)
     chosen = [instance for claim in select_claims(lab.paper, claims) for instance in claim.instances(lab.axes)]
     cells = {cell for claim in chosen for cell in claim.cells()}
     if claims == "all":
@@ -148,10 +162,12 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
 def _measurements(lab: Lab) -> list[Measurement]:
     """What the study yields; what it raises is a fault of the paper's plugin, and is said to be."""
     try:
-        return list(lab.paper.study(lab))
+        measurements = list(lab.paper.study(lab))
+        _check(measurements)
+        return measurements
     except KdbenchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise KdbenchError(
             f"the study of '{lab.paper.id}' raised {type(error).__name__}: {error}",
@@ -170,6 +186,11 @@ def _collect(node: Node, into: dict[str, Node]) -> None:
 def _check(measurements: Iterable[Measurement]) -> None:
     seen = set()
     for measurement in measurements:
+        if not isinstance(measurement, Measurement):
+            raise KdbenchError(
+                f"the study yields {measurement!r:.80}, a {type(measurement).__name__}",
+                cure="yield what lab.measure(cell, quantity, seed=seed) returns",
+            )
         key = (measurement.cell, measurement.seed)
         if key in seen:
             raise KdbenchError(

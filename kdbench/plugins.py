@@ -20,6 +20,7 @@ import msgspec
 import pluggy
 
 from kdbench import hookspecs
+from kdbench.admission import api_level, check_hooks, declared_level, missing, origin
 from kdbench.component import load_object
 from kdbench.errors import KdbenchError, unknown
 
@@ -178,23 +179,22 @@ class Registry:
 
     def register_commands(self, cli: click.Group) -> None:
         """Let every plugin add its commands."""
-        for info, plugin in self._implementing("kdbench_register_commands"):
+        hook = "kdbench_register_commands"
+        for info, plugin in self._implementing(hook):
             before = dict(cli.commands)
             try:
-                self._call(plugin, "kdbench_register_commands", cli=cli)
-                _refuse_taken(cli, before)
+                self._call(plugin, hook, cli=cli)
             except (Exception, SystemExit) as error:
-                info.blame("kdbench_register_commands", error)
-            info.provides["commands"] = sorted(set(cli.commands) - set(before))
+                info.blame(hook, error)
+            for name in _restore_taken(cli, before):
+                taken = KdbenchError(f"the command '{name}' is already there", cure="give it a name of its own")
+                info.blame(hook, taken)
+            if added := sorted(set(cli.commands) - set(before)):
+                info.provides["commands"] = added
 
     def _load(self, entry: EntryPoint) -> None:
-        source = entry.dist
-        info = PluginInfo(
-            name=entry.name,
-            module=entry.value,
-            distribution=source.name if source else "kdbench",
-            version=source.version if source else "",
-        )
+        distribution, version = origin(entry)
+        info = PluginInfo(name=entry.name, module=entry.value, distribution=distribution, version=version)
         taken = next((other for other in self.plugins if other.name == info.name), None)
         self.plugins.append(info)
         if _blocked(info):
@@ -206,17 +206,23 @@ class Registry:
                     f"the name '{info.name}' is already that of a plugin of {taken.distribution}",
                     cure="uninstall one of the two",
                 )
-            module = entry.load()
-            info.api = _api_level(module)
-            wrong = _wrong_hooks(module)
-            if wrong:
-                raise unknown("hook", wrong[0], _hooks())
+            module = self._import(entry, info)
+            info.api = api_level(getattr(module, "KDBENCH_API", None))
+            check_hooks(module)
             self.manager.register(module, name=entry.name)
             info.state = "loaded"
-        except ModuleNotFoundError as error:
-            info.blame("import", _missing(error, info))
         except (Exception, SystemExit) as error:
             info.blame("import", error)
+
+    def _import(self, entry: EntryPoint, info: PluginInfo) -> Any:
+        try:
+            return entry.load()
+        except (Exception, SystemExit) as error:
+            # A plugin from the future may well fail for what it imports from kdbench: then that is what must be said.
+            api_level(declared_level(entry.module))
+            if isinstance(error, ModuleNotFoundError):
+                raise missing(error, info.module, info.distribution) from error
+            raise
 
     def _collect(self, noun: str) -> None:
         hook, (word, key, path) = f"kdbench_{noun}", NOUNS[noun]
@@ -228,6 +234,8 @@ class Registry:
                     if not isinstance(item, kind):
                         raise TypeError(f"a {kind.__name__} is expected, this is a {type(item).__name__}: {item!r:.80}")
                     name = getattr(item, key)
+                    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name, flags=re.ASCII):
+                        raise ValueError(f"{name!r} is no {key}: letters, digits and . _ + - make one")
                     if name in into:
                         info.blame(hook, _taken(word, name, self.owners[noun, name]))
                         continue
@@ -257,7 +265,8 @@ class Registry:
             return known[name]
         error = unknown(NOUNS[noun].word, name, known)
         reasons = [info.complaint for info in self.problems()]
-        reasons += [f"plugin '{info.name}' is blocked by the environment" for info in self.plugins if _blocked(info)]
+        blocked = [f"'{info.name}'" for info in self.plugins if info.state == "blocked"]
+        reasons += [f"blocked by the environment: {', '.join(blocked)}"] if blocked else []
         raise KdbenchError(error.what, cure=". ".join(filter(None, [error.cure, "; ".join(reasons)])))
 
 
@@ -265,32 +274,6 @@ class Registry:
 def registry() -> Registry:
     """The plugins of this process, loaded once."""
     return Registry()
-
-
-def _api_level(module: Any) -> int:
-    """The API level that the plugin was written for."""
-    level = getattr(module, "KDBENCH_API", hookspecs.API_LEVEL)
-    newest, oldest = hookspecs.API_LEVEL, hookspecs.API_OLDEST
-    if not isinstance(level, int):
-        raise KdbenchError(f"KDBENCH_API is {level!r}, which is no API level", cure=f"write KDBENCH_API = {newest}")
-    if level > newest:
-        raise KdbenchError(f"it needs API level {level}, this kdbench has {newest}", cure="upgrade kdbench")
-    if level < oldest:
-        raise KdbenchError(
-            f"it was written for API level {level}, this kdbench serves {oldest} to {newest}", cure="upgrade the plugin"
-        )
-    return level
-
-
-def _missing(error: ModuleNotFoundError, info: PluginInfo) -> BaseException:
-    """The error of an import, as what is to be installed where the missing module is not the plugin's own."""
-    name = (error.name or "").partition(".")[0]
-    if not name or name == info.module.partition(".")[0]:
-        return error
-    return KdbenchError(
-        f"it needs the module '{error.name}', which is not installed",
-        cure=f"install it, for instance by 'pip install {info.distribution}' with its requirements",
-    )
 
 
 def _taken(word: str, name: str, owner: PluginInfo) -> KdbenchError:
@@ -318,17 +301,19 @@ def _blocked(info: PluginInfo) -> bool:
 
 
 def _unmatched_switches(plugins: Iterable[PluginInfo]) -> list[str]:
-    """Names in the environment's switches that no installed plugin has: most likely typing errors."""
+    """What the environment's switches name in vain: kdbench's own part, or a plugin that is not installed."""
+    own = {_plain(BUILTIN), "kdbench"}
     known = {_plain(name) for info in plugins for name in (info.name, info.distribution) if info.name != BUILTIN}
-    return [
+    notes = [f"{BLOCK}: what kdbench itself brings cannot be blocked"] if own & (_switch(BLOCK) or set()) else []
+    return notes + [
         f"{variable}: {unknown('plugin', name, known)}"
         for variable in (ALLOW, BLOCK)
-        for name in sorted((_switch(variable) or set()) - known)
+        for name in sorted((_switch(variable) or set()) - known - own)
     ]
 
 
-def _refuse_taken(cli: click.Group, before: Mapping[str, click.Command]) -> None:
-    """Undo and name a command that kdbench itself or an earlier plugin already has."""
+def _restore_taken(cli: click.Group, before: Mapping[str, click.Command]) -> list[str]:
+    """Undo what replaced a command that kdbench itself or an earlier plugin already had; returns their names."""
     taken = [name for name, command in before.items() if cli.commands.get(name) is not command]
     taken += [name for name in getattr(cli, "builtin", ()) if name in cli.commands]
     for name in taken:
@@ -336,22 +321,4 @@ def _refuse_taken(cli: click.Group, before: Mapping[str, click.Command]) -> None
             cli.commands[name] = before[name]
         else:
             del cli.commands[name]
-    if taken:
-        raise KdbenchError(f"the command '{taken[0]}' is already there", cure="give it a name of its own")
-
-
-def _hooks() -> list[str]:
-    return [name for name in vars(hookspecs) if name.startswith("kdbench_")]
-
-
-def _wrong_hooks(module: Any) -> list[str]:
-    """Functions marked as hooks, or named like one, that no specification knows."""
-    known = set(_hooks())
-    return [
-        name
-        for name, value in vars(module).items()
-        if callable(value)
-        and name not in known
-        and (name.startswith("kdbench_") or hasattr(value, "kdbench_impl"))
-        and getattr(value, "__module__", None) == module.__name__
-    ]
+    return taken

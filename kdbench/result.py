@@ -100,7 +100,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 class RunFile(msgspec.Struct, kw_only=True):
     """``run.json``. ``status``: ``running``, ``finished``, ``incomplete`` (stages failed) or ``stopped`` (an error).
 
-    A run that was killed stays ``running``; its finished stages are kept all the same.
+    A run that was killed stays ``running``; its finished stages are kept all the same. ``plugin`` is the paper's
+    distribution with its version.
     """
 
     id: str
@@ -114,6 +115,7 @@ class RunFile(msgspec.Struct, kw_only=True):
     values: tuple[Value, ...] = ()
     stages: tuple[StageLine, ...] = ()
     failures: tuple[FailureLine, ...] = ()
+    plugin: str = ""
     metrics: tuple[MetricUsed, ...] = ()
     scores: tuple[Score, ...] = ()
     schema: int = 1

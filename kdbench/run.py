@@ -132,7 +132,12 @@ class _Drive:
         spec = self.plan.specs[key]
         folder = self.store.prepare(spec)
         self.listener.started(spec, folder)
-        return self.executor.submit(folder)
+        try:
+            return self.executor.submit(folder)
+        except Exception as error:  # a third party's executor: one stage's failure, not the run's
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _settle(self, key: str, future: Future[None]) -> None:
         spec = self.plan.specs[key]

@@ -252,7 +252,7 @@ def _run(spec: Spec, work: Work) -> Outcome:
         raise type(error)(error.what, where=error.where or spec.label, cure=error.cure) from error
     except OSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}:{last.lineno}"
         raise StageError(f"{type(error).__name__}: {error} (at {place})", where=spec.label) from error

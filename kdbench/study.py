@@ -12,6 +12,7 @@ Nothing is trained here: every call adds a node, and equal nodes are one node.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, Literal
 
 import msgspec
@@ -55,8 +56,15 @@ class Node:
 
     def metric(self, name: str) -> Quantity:
         """A metric of the stage's record, for instance ``test.nll`` or ``train.entropy``."""
-        key = self.spec.hash
-        return Quantity(name, [self], lambda records: records[key].metrics[name])
+
+        def read(records: dict[str, Record]) -> float:
+            found = records[self.spec.hash].metrics
+            if name not in found:
+                error = unknown("metric", name, found)
+                raise KdbenchError(error.what, where=self.spec.label, cure=error.cure)
+            return found[name]
+
+        return Quantity(name, [self], read)
 
     @property
     def accuracy(self) -> Quantity:
@@ -123,7 +131,14 @@ class Lab:
         restart: int = 0,
         label: str | None = None,
     ) -> Node:
-        """Train a network without a teacher: on cross-entropy with the labels, or on another ``objective``."""
+        """Train a network without a teacher: on cross-entropy with the labels, or on another ``objective``.
+
+        Parameters
+        ----------
+        restart : numbers repeated trials of one seed. The weights at the start are fixed by seed, restart and the
+            network's name, the order of examples by seed and restart: equal ones are equal whatever the objective.
+        label : what the stage is called in plans and progress; by default it is made of the parameters.
+        """
         net = self._network(network)
         goal = objective or CrossEntropy()
         stage = Train(network=net, recipe=recipe, objective=goal, restart=restart)
@@ -141,7 +156,11 @@ class Lab:
         restart: int = 0,
         label: str | None = None,
     ) -> Node:
-        """Train ``student`` from ``teacher``, a node that leaves a network. The teacher is gated first, and frozen."""
+        """Train ``student`` from ``teacher``, a node that leaves a network. The teacher is gated first, and frozen.
+
+        ``restart`` and ``label`` as for :meth:`train`. Where the recipe's ``holdout`` is not the teacher's own, what is
+        held out of the student's training was seen by the teacher: choose nothing on it.
+        """
         net = self._network(student)
         stage = Train(network=net, recipe=recipe, objective=objective, restart=restart)
         label = label or f"distil {net.name} from {_chain(teacher)}{objective.label}{_trial(restart)}"
@@ -184,12 +203,22 @@ class Lab:
             network=node.network,
         )
 
-    def choose(self, trials: Sequence[Node], *, by: Literal["validation", "test"]) -> Node:
-        """The best of several trials by one split's accuracy; one trial is itself."""
+    def choose(self, trials: Sequence[Node], *, by: Literal["validation", "test"], label: str | None = None) -> Node:
+        """The best of several trials by one split's accuracy, the first of equals; one trial is itself.
+
+        The node leaves the chosen network, with its record's metrics, and may teach. Which trial it was stands in the
+        record's notes: ``chosen`` (its position), ``chosen_label`` and ``scores``.
+
+        Raises
+        ------
+        KdbenchError : there is no trial.
+        """
+        if not trials:
+            raise KdbenchError("there is no trial to choose from", where=label or "lab.choose")
         if len(trials) == 1:
             return trials[0]
         inputs = {str(number): trial for number, trial in enumerate(trials)}
-        label = f"best of {len(trials)}: {trials[0].spec.label.partition(' seed ')[0]}"
+        label = label or f"best of {len(trials)} by {by}: {_common([trial.spec.label for trial in trials])}"
         return self.stage(
             Choose(by=by), seed=trials[0].spec.seed, inputs=inputs, label=label, network=trials[0].network
         )
@@ -252,6 +281,15 @@ def _chain(node: Node) -> str:
 
 def _from_scratch(node: Node) -> bool:
     return "teacher" not in node.inputs and all(_from_scratch(parent) for parent in node.inputs.values())
+
+
+def _common(labels: Sequence[str]) -> str:
+    """What the labels of several trials begin with, without the setting and the trial that tell them apart."""
+    columns = zip(*(label.partition(" seed ")[0] for label in labels), strict=False)
+    common = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+    if common.count("(") > common.count(")"):
+        common = common.rpartition("(")[0]
+    return common.removesuffix(" trial ").strip()
 
 
 def _trial(restart: int) -> str:

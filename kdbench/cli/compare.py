@@ -109,8 +109,8 @@ def _show(runs: list[Reproduction], rows: list[dict[str, Any]]) -> None:
     note = f"paired by seed; first: {runs[0].run.id}; second: {runs[1].run.id}"
     show_grid(out, Grid("the same cells in two runs", note, columns, body), "Compared", "cyan")
     for name, (left, right) in _differs(*runs).items():
-        out.print(f"  {name}: {left} | {right}", highlight=False)
+        out.print(f"  {name}: {left} | {right}", highlight=False, markup=False)
     words = {(verdict.claim, verdict.title): verdict.gain_phrase for verdict in runs[1].claim_verdicts()}
     for verdict in runs[0].claim_verdicts():
         other = words.get((verdict.claim, verdict.title), "not asked for")
-        out.print(f"  {verdict.claim}: {verdict.gain_phrase} | {other}", highlight=False)
+        out.print(f"  {verdict.claim}: {verdict.gain_phrase} | {other}", highlight=False, markup=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kdbench.store import Store
 
-__all__ = ["axes", "console", "json_option", "open_store", "parse_seeds", "print_json", "store_option"]
+__all__ = ["axes", "console", "json_option", "open_store", "parse_seeds", "print_json", "say", "store_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +36,9 @@ def axes(function: F) -> F:
         click.option("--dataset", metavar="NAME", help="A data set of the paper.  [default: the tier's own]"),
         click.option("--data-dir", metavar="DIR", help="A local copy of the data: an archive or an unpacked folder."),
         click.option(
-            "--protocol", default="clean", show_default=True, metavar="NAME", help="written, released or clean."
+            "--protocol",
+            metavar="NAME",
+            help="written, released or clean.  [default: clean, or the first that the paper has]",
         ),
         click.option("--seeds", metavar="N|A,B,...", help="How many seeds, or which.  [default: 1 at smoke, else 5]"),
         click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
@@ -85,6 +87,13 @@ def console(*, stderr: bool = False) -> Console:
 
     plain = Console(stderr=stderr)
     return plain if plain.is_terminal else Console(stderr=stderr, width=120)
+
+
+def say(out: Console, *parts: str | tuple[str, str]) -> None:
+    """Print parts, each plain or with a style; brackets in them are text, never markup."""
+    from rich.text import Text
+
+    out.print(Text.assemble(*parts), highlight=False)
 
 
 def print_json(data: Any) -> None:

@@ -31,6 +31,7 @@ def command(*, paper: str, seeds: str | None, as_json: bool, **options: Any) -> 
 def show_plan(console: Console, prepared: Prepared) -> None:
     """The stages, seeds folded together, and the price."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     from kdbench.report.progress import duration
@@ -53,7 +54,9 @@ def show_plan(console: Console, prepared: Prepared) -> None:
         done = sum(store.has(key) for key in keys)
         users = max(uses[key] for key in keys)
         left = sum(price.seconds[key] for key in keys)
-        table.add_row(label, str(len(keys)), str(done), str(users) if users else "", duration(left) if left else "")
+        table.add_row(
+            escape(label), str(len(keys)), str(done), str(users) if users else "", duration(left) if left else ""
+        )
     console.print(table)
     done = sum(store.has(key) for key in plan.specs)
     data = plan.lab.data
@@ -67,12 +70,14 @@ def show_plan(console: Console, prepared: Prepared) -> None:
         highlight=False,
     )
     todo = len(plan.specs) - done
-    source = f"{price.measured} of {todo} priced by this store's own timings, the rest by a model of their arithmetic"
-    console.print(
-        f"[bold]about {duration(price.elapsed(request.workers))}[/] with {request.workers} workers on {request.device} "
-        f"({duration(price.total)} of work; {source})",
-        highlight=False,
-    )
+    if todo:
+        source = f"{price.measured} of {todo} priced by this store's own timings"
+        source += ", the rest by a model of their arithmetic" if price.measured < todo else ""
+        console.print(
+            f"[bold]about {duration(price.elapsed(request.workers))}[/] with {request.workers} workers on "
+            f"{request.device} ({duration(price.total)} of work; {source})",
+            highlight=False,
+        )
     if data.fingerprint == "not fetched":
         console.print(f"{data.title} is not here yet; it would be downloaded, or name a copy with --data-dir")
 

@@ -41,7 +41,7 @@ def command(ctx: click.Context, /, *, paper: str, seeds: str | None, as_json: bo
         result = carry_out(prepared, watch)
     if ctx.find_root().params.get("debug"):
         for failure in result.run.failures:
-            click.echo(f"{failure.label}\n{result.traces[failure.hash]}", err=True)
+            click.echo(f"{failure.label}\n{result.traces.get(failure.hash, failure.cause)}", err=True)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -13,6 +13,8 @@ from kdbench.errors import KdbenchError
 @json_option
 def command(*, store: str | None, as_json: bool) -> None:
     """Runs in the store, oldest first."""
+    from rich.markup import escape
+
     from kdbench.result import read_run
 
     opened = open_store(store)
@@ -29,7 +31,8 @@ def command(*, store: str | None, as_json: bool) -> None:
         for result in found:
             run = result.run
             words = ", ".join(f"{v.claim} {v.gain_word}" for v in result.claim_verdicts()) if run.values else ""
-            out.print(f"[bold]{run.id}[/] {run.status}, {run.seconds:.0f} s  {words}", highlight=False, soft_wrap=True)
+            said = f"{run.status}, {run.seconds:.0f} s  {escape(words)}"
+            out.print(f"[bold]{escape(run.id)}[/] {said}", highlight=False, soft_wrap=True)
         if not found:
             out.print(f"no run in {opened.root}")
     for error in broken:

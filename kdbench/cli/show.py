@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kdbench.cli.options import console, json_option, print_json
+from kdbench.cli.options import console, json_option, print_json, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,35 +34,42 @@ def _show(out: Console, paper: Paper) -> None:
     from kdbench.report.grids import reported_grids
     from kdbench.report.terminal import show_grid
 
-    out.print(f"[bold]{paper.title}[/]\n{paper.authors}. {paper.venue}. {paper.url}\n", highlight=False)
-    out.print(paper.summary + "\n", highlight=False)
-    out.print(paper.bibtex, highlight=False, markup=False)
+    say(out, (paper.title, "bold"), f"\n{paper.authors}. {paper.venue}. {paper.url}\n")
+    say(out, paper.summary + "\n")
+    say(out, paper.bibtex)
     for grid in reported_grids(paper.tables):
         show_grid(out, grid, "Reported", "magenta")
-    out.print("[bold]Protocols[/]")
+    if paper.parameter_counts:
+        say(out, ("Published parameter counts", "bold"))
+        for count in paper.parameter_counts:
+            said = f"  {count.network} on {count.dataset}: {count.parameters:,} "
+            say(out, said, (f"({count.source}; {count.certainty})", "dim"))
+        say(out, "")
+    say(out, ("Protocols", "bold"))
     for protocol in paper.protocols:
-        out.print(f"  [bold]{protocol.id}[/] {protocol.sentence}", highlight=False)
-    out.print("\n[bold]Claims[/]")
+        say(out, "  ", (protocol.id, "bold"), f" {protocol.sentence}")
+    say(out, ("\nClaims", "bold"))
     for claim in paper.claims:
         _show_claim(out, claim)
-    out.print(f"\n[bold]Deviations[/] ({len(paper.deviations)} lines: as written | as released | clean)")
+    say(out, ("\nDeviations", "bold"), f" ({len(paper.deviations)} lines: as written | as released | clean)")
     for line in paper.deviations:
-        columns: Any = " | ".join(text or "-" for text in (line.written, line.released, line.clean))
-        out.print(f"  [bold]{line.id}[/] {line.item}: {columns}", highlight=False)
-        out.print(f"    [dim]{line.effect} ({line.source}; {line.certainty})[/]", highlight=False)
+        columns = " | ".join(text or "-" for text in (line.written, line.released, line.clean))
+        say(out, "  ", (line.id, "bold"), f" {line.item}: {columns}")
+        sources = "; ".join(dict.fromkeys([line.source, line.certainty]))
+        say(out, (f"    {line.effect} ({sources})", "dim"))
 
 
 def _show_claim(out: Console, claim: Claim) -> None:
     from kdbench.report.grids import margins
 
-    core = " [green](core)[/]" if claim.core else ""
-    out.print(f"  [bold]{claim.id}[/]{core} {claim.title}. {claim.sentence}", highlight=False)
+    core = (" (core)", "green") if claim.core else ""
+    say(out, "  ", (claim.id, "bold"), core, f" {claim.title}. {claim.sentence}")
     if claim.not_tested:
-        out.print(f"     [dim]not tested: {claim.not_tested} ({claim.source}; {claim.certainty})[/]", highlight=False)
+        say(out, (f"     not tested: {claim.not_tested} ({claim.source}; {claim.certainty})", "dim"))
         return
     compared = sum(len(alternative) for alternative in claim.alternatives)
-    out.print(
-        f"     [dim]{claim.source}; {claim.certainty}; {compared} comparisons of {margins(claim)}. "
-        f"{claim.margin_reason}[/]",
-        highlight=False,
-    )
+    comparisons = "1 comparison" if compared == 1 else f"{compared} comparisons"
+    declared = f"{comparisons} of {margins(claim)}. {claim.margin_reason}"
+    say(out, (f"     {claim.source}; {claim.certainty}; {declared}", "dim"))
+    if claim.note:
+        say(out, (f"     note: {claim.note}", "dim"))

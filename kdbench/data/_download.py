@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from kdbench.data.base import Progress
 from kdbench.errors import KdbenchError
 
-__all__ = ["download"]
+__all__ = ["NotFetched", "download", "offline"]
 
 RETRIES = 3
 CHUNK = 1 << 20
+
+
+_allowed = True
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Inside the block, what would have to be downloaded raises :class:`NotFetched` in place of going out."""
+    global _allowed
+    before, _allowed = _allowed, False
+    try:
+        yield
+    finally:
+        _allowed = before
+
+
+class NotFetched(KdbenchError):
+    """Data is not here, and nothing may be downloaded."""
 
 
 def download(url: str, target: Path, md5: str, title: str, progress: Progress | None) -> None:
@@ -22,6 +42,8 @@ def download(url: str, target: Path, md5: str, title: str, progress: Progress | 
     ------
     KdbenchError : there is no connection, or what arrives has another checksum.
     """
+    if not _allowed:
+        raise NotFetched(f"{title} is not here, and nothing is downloaded now", where=target)
     import pooch
     import requests
 

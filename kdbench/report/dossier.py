@@ -119,8 +119,8 @@ def _section(result: Reproduction) -> dict[str, Any]:
         "seeds": ", ".join(map(str, request.seeds)),
         "environment": (
             f"Made with torch {machine.torch}, Python {machine.python}, loss kernels '{machine.ops}', on "
-            f"{machine.processor} ({machine.platform}), {request.workers} workers of {request.threads} threads on "
-            f"{request.device}."
+            f"{machine.processor} ({machine.platform}), {request.workers} workers of {request.threads} "
+            f"{'thread' if request.threads == 1 else 'threads'} on {request.device}."
         ),
         "stages": f"Data: {sizes} examples. {len(run.stages)} stages, {work:.0f} s of work.",
         "protocol": run.facts.protocol,
@@ -128,8 +128,10 @@ def _section(result: Reproduction) -> dict[str, Any]:
         "fingerprint": run.data.fingerprint,
         "verdicts": result.claim_verdicts(),
         "sources": {claim.id: f"{claim.source}; certainty: {claim.certainty}" for claim in run.facts.claims},
+        "notes": {claim.id: claim.note for claim in run.facts.claims},
         "margins": {claim.id: f"{margins(claim)}. {claim.margin_reason}".strip() for claim in run.facts.claims},
         "measured": [*measured_grids(result), *metric_grids(result)],
+        "failed_metrics": [metric for metric in run.metrics if metric.problem],
         "statistics": [grid for grid in claim_grids(result) if grid.rows],
         "deviations": [
             {

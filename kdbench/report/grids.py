@@ -49,9 +49,10 @@ def conditions(result: Reproduction) -> str:
     """Under what every number of the run was made."""
     run = result.run
     commit = f", commit {run.environment.commit}" if run.environment.commit else ""
+    plugin = f", {run.plugin}" if run.plugin else ""
     return (
         f"{data_name(result)}, tier {run.request.tier}, protocol {run.request.protocol}, "
-        f"kdbench {run.environment.kdbench}{commit}"
+        f"kdbench {run.environment.kdbench}{commit}{plugin}"
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.progress import Task as RichTask
 from rich.text import Text
@@ -59,7 +60,7 @@ class Watch:
         self.tick()
 
     def started(self, spec: Spec, folder: Path) -> None:
-        task = self.progress.add_task(f"  {spec.label}", total=1.0, eta=None)
+        task = self.progress.add_task(f"  {escape(spec.label)}", total=1.0, eta=None)
         self.running[spec.hash] = (spec, folder, task)
 
     def finished(self, spec: Spec, seconds: float) -> None:

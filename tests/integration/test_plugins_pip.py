@@ -25,14 +25,14 @@ dependencies = ["kdbench>=0.1"]
 [tool.setuptools]
 py-modules = ["{module}"]
 """
-TAKD = "from kdbench import hookimpl\nfrom kdbench_takd import kdbench_papers as theirs\n\n"
+TAKD = "import kdbench_takd\nfrom kdbench import hookimpl\n\n"
 PLUGINS = {  # name: its module, what is said of it
     "kdbench-import": ("1 / 0\n", "import: ZeroDivisionError: division by zero"),
     "kdbench-call": (HOOK.format(name="kdbench_papers", body="1 / 0"), "kdbench_papers: ZeroDivisionError: division"),
     "kdbench-stage": (STAGE, "stage: less seed 0: ArithmeticError: a negative number (at kdbench_stage.py:"),
     "kdbench-name": (HOOK.format(name="kdbench_network", body="return []"), "import: unknown hook 'kdbench_network'"),
     "zkdbench-again": (
-        TAKD + "@hookimpl\ndef kdbench_papers():\n    return theirs()\n",
+        TAKD + "@hookimpl\ndef kdbench_papers():\n    return kdbench_takd.kdbench_papers()\n",
         "kdbench_papers: the paper 'takd' is already provided by plugin 'takd'; uninstall one of the two",
     ),
     "kdbench-newer": ("KDBENCH_API = 99\n", "import: it needs API level 99, this kdbench has 1; upgrade kdbench"),

@@ -99,12 +99,13 @@ def replaced(old: str, new: str) -> str:
 CLAIM = 'alternatives = [[{ left = "table1/a", right = "table1/b" }]]'
 FAULTS = {
     "no toml": (None, CSV, "paper.toml"),
-    "no csv": (TOML, None, "table1.csv"),
+    "no csv": (TOML, None, "table 'table1' needs its cells in a file table1.csv beside paper.toml"),
     "bad toml": (TOML + "\nid = ", CSV, "do not read"),
     "unknown key": (replaced("year = 2020", "year = 2020\ncolour = 1"), CSV, "colour"),
     "unknown key in a claim": (replaced(CLAIM, CLAIM + "\nbest = true"), CSV, "best"),
     "wrong type": (replaced("year = 2020", 'year = "soon"'), CSV, "year"),
     "unknown certainty": (TOML, CSV.replace("not found", "sure"), "sure"),
+    "certainty that does not exist": (TOML, CSV.replace("not found", "project?"), "certainties: paper, paper?, code, "),
     "unknown protocol": (replaced('id = "clean"', 'id = "mine"'), CSV, "mine"),
     "no number": (TOML, CSV.replace("71.5", "good"), "good"),
     "short row": (TOML, CSV + "table1/c\n", "do not read"),

@@ -19,7 +19,7 @@ from kdbench.stage import execute
 from kdbench.stages import Train
 from kdbench.store import Store
 from kdbench.study import Lab, Measurement, derive
-from kdbench.training import Distillation
+from kdbench.training import CrossEntropy, Distillation, ObjectiveInfo
 
 
 def claim(claim_id: str, left: str, right: str, **changes: Any) -> Claim:
@@ -227,6 +227,55 @@ def test_gate_of_the_paper_becomes_the_teachers_floor() -> None:
         assert lab.teacher(distilled, RECIPE).spec.stage["floor"] is None
         trials = [lab.train(TEACHER, seed=0, recipe=RECIPE, restart=restart) for restart in (0, 1)]
         assert lab.teacher(lab.choose(trials, by="test"), RECIPE).spec.stage["floor"] == floor
+
+
+def test_a_measured_cell_leads_to_its_stage() -> None:
+    plan = plan_of(diamond, seeds=(0, 7))
+    assert plan.node("t/a").spec.label == "n2 seed 0"
+    assert plan.node("t/a", seed=7).spec.label == "n2 seed 7"
+    with pytest.raises(KdbenchError, match=r"unknown cell 't/z'"):
+        plan.node("t/z")
+    with pytest.raises(KdbenchError, match=r"'t/free' is computed from 2 stages"):
+        plan.node("t/free")
+
+
+def test_a_choice_is_called_by_what_its_trials_have_in_common() -> None:
+    lab = toy_lab()
+    teacher = lab.train(TEACHER, seed=0, recipe=RECIPE)
+    trials = [
+        lab.distil(STUDENT, teacher, seed=0, recipe=RECIPE, objective=Distillation(temperature=t, alpha=0.9), restart=n)
+        for n, t in enumerate((2.0, 4.0))
+    ]
+    assert lab.choose(trials, by="validation").spec.label == (
+        "best of 2 by validation: distil plain2-x0.5 from plain4-x0.5 seed 0"
+    )
+    restarts = [lab.train(STUDENT, seed=0, recipe=RECIPE, restart=number) for number in range(3)]
+    assert lab.choose(restarts, by="test").spec.label == "best of 3 by test: train plain2-x0.5 seed 0"
+    assert lab.choose(restarts, by="test", label="mine") is lab.choose(restarts, by="test")
+    assert lab.choose(restarts[1:], by="test", label="mine").spec.label == "mine seed 0"
+    assert lab.choose(restarts[:1], by="test") is restarts[0]
+    with pytest.raises(KdbenchError, match=r"there is no trial to choose from"):
+        lab.choose([], by="test")
+
+
+def test_an_objective_is_built_by_its_name() -> None:
+    info = ObjectiveInfo(id="kd", title="", source="", create="kdbench.training:Distillation")
+    lab = toy_lab(objectives={"kd": info})
+    assert lab.objective("kd", temperature=2.0, alpha=0.5) == Distillation(temperature=2.0, alpha=0.5)
+    with pytest.raises(KdbenchError, match=r"unknown objective 'dk'; did you mean 'kd'\?"):
+        lab.objective("dk")
+    with pytest.raises(KdbenchError, match=r"objective 'kd': .*alpha.*kdbench.training:Distillation"):
+        lab.objective("kd", temperature=2.0)
+
+
+def test_a_network_is_trained_on_another_objective() -> None:
+    lab = toy_lab()
+    plain = lab.train(STUDENT, seed=0, recipe=RECIPE)
+    other = lab.train(STUDENT, seed=0, recipe=RECIPE, objective=Distillation(temperature=2.0, alpha=0.5))
+    assert plain is lab.train(STUDENT, seed=0, recipe=RECIPE, objective=CrossEntropy())
+    assert other is not plain
+    assert other.spec.label == "train plain2-x0.5 (T 2, alpha 0.5) seed 0"
+    assert not other.inputs
 
 
 def test_a_claim_asked_for_twice_is_judged_once() -> None:
