@@ -214,8 +214,25 @@ def carry_out(prepared: Prepared, listener: Listener | None = None, executor: Ex
         run.seconds = time.perf_counter() - started
         write_run(folder, run)
     reproduction = Reproduction(run, folder)
+    _draw(reproduction, prepared.paper)
     reproduction.traces = {failure.hash: failure.trace for failure in results.failures}
     return reproduction
+
+
+def _draw(reproduction: Reproduction, paper: Paper) -> None:
+    """The paper's figures; one that cannot be drawn is a failure of the run, whose numbers are all there."""
+    if not paper.figures or not reproduction.run.values:
+        return
+    from kdbench.figures import draw
+
+    try:
+        draw(reproduction, paper.figures)
+    except KdbenchError as error:
+        run = reproduction.run
+        plugin = culprit("".join(traceback.format_exception(error)), paper.id)
+        run.failures += (FailureLine("", "figures", str(error), 0, plugin),)
+        run.status = "incomplete"
+        write_run(reproduction.path, run)
 
 
 def _begin(prepared: Prepared) -> RunFile:

@@ -51,6 +51,8 @@ class Subject(NamedTuple):
     cell, seed : the accuracy that was measured, for instance ``table1/cnn/mnist1d/TAKD``.
     student : the finished stage that left the network: its record, and ``student.tensors(name)`` for its files.
     teacher : the stage that left the network it was distilled from; None for one trained without a teacher.
+    baseline : of a distilled student, the stage that left the same network by the same recipe and seed without a
+        teacher, where the run measures one; the first that it measures.
     data : the data of the run.
     """
 
@@ -58,6 +60,7 @@ class Subject(NamedTuple):
     seed: int
     student: Finished
     teacher: Finished | None
+    baseline: Finished | None
     data: DataRef
 
 
@@ -93,19 +96,23 @@ def subjects(
     done : hashes of finished stages.
     """
     finished = set(done)
+    found: list[Subject] = []
     for measurement in measurements:
         nodes = measurement.quantity.nodes
         if measurement.quantity.name != "test.accuracy" or len(nodes) != 1 or nodes[0].network is None:
             continue
         student, teacher = nodes[0], _teacher(nodes[0])
         if {node.spec.hash for node in (student, teacher) if node is not None} <= finished:
-            yield Subject(
-                measurement.cell,
-                measurement.seed,
-                Finished(stages / student.spec.hash),
-                None if teacher is None else Finished(stages / teacher.spec.hash),
-                data,
-            )
+            taught_by = None if teacher is None else Finished(stages / teacher.spec.hash)
+            own = Finished(stages / student.spec.hash)
+            found.append(Subject(measurement.cell, measurement.seed, own, taught_by, None, data))
+    plain: dict[bytes, Finished] = {}
+    for subject in found:
+        if subject.teacher is None:
+            plain.setdefault(_training(subject), subject.student)
+    for subject in found:
+        baseline = None if subject.teacher is None else plain.get(_training(subject))
+        yield subject._replace(baseline=baseline)
 
 
 def score(metric: Metric, plugin: str, found: Iterable[Subject]) -> tuple[MetricUsed, list[Score]]:
@@ -125,6 +132,12 @@ def score(metric: Metric, plugin: str, found: Iterable[Subject]) -> tuple[Metric
         scores, problem = [], f"{type(error).__name__}: {error}"
     described = {name: getattr(metric, name) for name in ("id", "title", "unit", "better", "source")}
     return MetricUsed(**described, plugin=plugin, problem=problem), scores
+
+
+def _training(subject: Subject) -> bytes:
+    """What a network and its baseline have in common: the network, the recipe and the seed."""
+    notes = subject.student.record.notes
+    return msgspec.json.encode((subject.seed, notes.get("network"), notes.get("recipe")), order="sorted")
 
 
 def _teacher(node: Node) -> Node | None:

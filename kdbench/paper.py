@@ -76,7 +76,11 @@ class ReportedCell(Fact, frozen=True):
 
 
 class ReportedTable(Fact, frozen=True):
-    """A table or figure of the paper. ``comparable`` names the protocols whose numbers may stand beside it."""
+    """A table or figure of the paper. ``comparable`` names the protocols whose numbers may stand beside it.
+
+    ``arithmetic`` tables follow from other printed numbers: whoever recomputes them is at no scale, and their values
+    may be compared at any tier and on any data.
+    """
 
     id: str
     title: str
@@ -84,6 +88,7 @@ class ReportedTable(Fact, frozen=True):
     unit: str
     source: str
     comparable: tuple[str, ...] = ("written", "released")
+    arithmetic: bool = False
     cells: tuple[ReportedCell, ...] = ()
 
 
@@ -105,7 +110,8 @@ class Claim(Fact, frozen=True):
 
     ``alternatives`` is an OR of ANDs: the claim holds if, in at least one alternative, every comparison holds.
     ``gain_margin`` is the smallest gain that would matter; ``value_margin`` the half-width within which a measured
-    mean counts as equal to the paper's number; both in the unit of the metric.
+    mean counts as equal to the paper's number; both in the unit of the metric. ``exact``: there is no chance in it, its
+    cells are computed and not trained, so the numbers themselves decide and no test is made.
     """
 
     id: str
@@ -116,6 +122,7 @@ class Claim(Fact, frozen=True):
     metric: str = "test accuracy"
     unit: str = "%"
     core: bool = False
+    exact: bool = False
     gain_margin: float = 0.0
     value_margin: float = 0.0
     margin_reason: str = ""
@@ -226,7 +233,11 @@ class ParameterCount(Fact, frozen=True):
 
 
 class Paper(Fact, frozen=True):
-    """Frozen facts of one paper, and the study that reproduces it."""
+    """Frozen facts of one paper, and the study that reproduces it.
+
+    ``figures`` is the import path ``module:function`` of ``figures(result) -> dict[str, str]``, which draws a finished
+    run: SVG texts by short names, kept with the run and shown in the dossier.
+    """
 
     id: str
     title: str
@@ -244,16 +255,18 @@ class Paper(Fact, frozen=True):
     deviations: tuple[Deviation, ...] = ()
     gates: tuple[Gate, ...] = ()
     parameter_counts: tuple[ParameterCount, ...] = ()
+    figures: str = ""
     study: Any = None
 
     @classmethod
-    def load(cls, package: str, *, study: Callable[..., Any], facts: str = "facts") -> Paper:
+    def load(cls, package: str, *, study: Callable[..., Any], figures: str = "", facts: str = "facts") -> Paper:
         """Read ``facts/paper.toml`` and its tables from ``package``.
 
         Parameters
         ----------
         package : import name of the plugin's package (``__package__``).
         study : the generator function ``study(lab)`` that yields measurements.
+        figures : import path of the function that draws a finished run; see :class:`Paper`.
         facts : folder of the data files inside the package.
 
         Raises
@@ -271,7 +284,7 @@ class Paper(Fact, frozen=True):
             cure = f"certainties: {', '.join(get_args(Certainty))}" if "certainty" in str(error) else None
             raise KdbenchError(f"the facts do not read: {error}", where=where, cure=cure) from error
         paper._check(where)
-        return msgspec.structs.replace(paper, study=study)
+        return msgspec.structs.replace(paper, study=study, figures=figures or paper.figures)
 
     def reported(self) -> dict[str, tuple[ReportedCell, ReportedTable]]:
         """Every reported cell by name, with the table it stands in."""

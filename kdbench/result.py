@@ -168,7 +168,7 @@ class Reproduction:
                     claim,
                     samples,
                     reported,
-                    scale="paper" if self._at_paper_scale() else "toy",
+                    scale="paper" if self._at_paper_scale() or self._is_arithmetic(claim) else "toy",
                     not_comparable=self.not_comparable(claim),
                     seeds=len(self.run.request.seeds),
                 )
@@ -179,17 +179,24 @@ class Reproduction:
     def not_comparable(self, claim: Claim) -> list[str]:
         """Why no value of the claim may stand beside the paper's; empty where it may."""
         request, reasons = self.run.request, []
+        touched = {cell.partition("/")[0] for cell in claim.cells()}
         tables = [table for table in self.run.facts.tables if table.comparable]
+        if self._is_arithmetic(claim):
+            return []
         if self.run.data.note:
             reasons.append(self.run.data.note)
         if not self._on_reported_data():
             reasons.append(f"the paper has no {self.run.data.title}")
         if request.tier != "full":
             reasons.append(f"tier {request.tier} is not the paper's scale")
-        touched = {cell.partition("/")[0] for cell in claim.cells()}
         if any(table.id in touched and request.protocol not in table.comparable for table in tables):
             reasons.append(f"protocol {request.protocol} is not the paper's")
         return reasons
+
+    def _is_arithmetic(self, claim: Claim) -> bool:
+        """Whether all that the claim compares follows from printed numbers, so that no scale is in it."""
+        arithmetic = {table.id for table in self.run.facts.tables if table.arithmetic}
+        return claim.exact and {cell.partition("/")[0] for cell in claim.cells()} <= arithmetic
 
     def _on_reported_data(self) -> bool:
         """Whether a table that may stand beside ours reports numbers on this data set."""

@@ -28,6 +28,7 @@ from kdbench.files import atomic_write, digest_file, disk_errors
 from kdbench.record import Environment, Outcome, Record
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from kdbench.data.base import Split
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Effort", "Finished", "Spec", "Stage", "Work", "execute", "read_record", "read_spec"]
 
 WEIGHTS = "weights.safetensors"
+PREDICTIONS = "test_predictions.safetensors"  # int32 [N]: "classes" that a network gives the test inputs, "labels"
 STATE_EVERY = 10.0  # seconds between resumable states: at most this much work is done twice after a kill
 
 
@@ -108,12 +110,21 @@ class Finished:
         """A safetensors file of the stage, checked against the hash in its record."""
         from safetensors.torch import load_file
 
+        return load_file(self._checked(name))
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The same as numpy arrays, without importing torch."""
+        from safetensors.numpy import load_file
+
+        return load_file(self._checked(name))
+
+    def _checked(self, name: str) -> Path:
         path = self.folder / name
         if not path.exists() or digest_file(path) != self.record.files.get(name):
             raise StageError(
                 f"{name} does not match its record", where=path, cure="delete this stage's folder and run again"
             )
-        return load_file(path)
+        return path
 
     def model(self, work: Work) -> nn.Module:
         """The network, on the device, in eval mode, with no parameter that requires a gradient."""

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from kdbench.errors import KdbenchError
+from kdbench.figures import FOLDER, drawn
 from kdbench.files import atomic_write, disk_errors
 from kdbench.paper import PROTOCOLS, TIERS
 from kdbench.record import Record
@@ -56,6 +57,9 @@ def add_run(result: Reproduction, store: Store, folder: Path) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         write_run(target, msgspec.structs.replace(run, request=request))
         atomic_write(target / "records.jsonl", b"\n".join(lines) + b"\n")
+        for figure in drawn(result.path):
+            (target / FOLDER).mkdir(exist_ok=True)
+            atomic_write(target / FOLDER / figure.name, figure.read_bytes())
     return target
 
 
@@ -131,6 +135,7 @@ def _section(result: Reproduction) -> dict[str, Any]:
         "notes": {claim.id: claim.note for claim in run.facts.claims},
         "margins": {claim.id: f"{margins(claim)}. {claim.margin_reason}".strip() for claim in run.facts.claims},
         "measured": [*measured_grids(result), *metric_grids(result)],
+        "figures": [(path.stem, f"records/{result.path.name}/{FOLDER}/{path.name}") for path in drawn(result.path)],
         "failed_metrics": [metric for metric in run.metrics if metric.problem],
         "statistics": [grid for grid in claim_grids(result) if grid.rows],
         "deviations": [

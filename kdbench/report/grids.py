@@ -119,7 +119,7 @@ def metric_grids(result: Reproduction) -> list[Grid]:
     used = [metric for metric in run.metrics if not metric.problem]
     seeds = len(run.request.seeds)
     rows = [
-        [cell, *(_spread(summarise(of[metric.id]), seeds) if metric.id in of else "" for metric in used)]
+        [cell, *(_spread(summarise(of[metric.id]), seeds, digits=3) if metric.id in of else "" for metric in used)]
         for cell, of in values.items()
         if cell.partition("/")[0] in touched
     ]
@@ -166,10 +166,10 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
 
 
-def _spread(summary: Summary, seeds: int) -> str:
-    text = number(summary.mean)
+def _spread(summary: Summary, seeds: int, *, digits: int = 2) -> str:
+    text = number(summary.mean, digits)
     if summary.sd is not None:
-        text += f" ± {number(summary.sd)}"
+        text += f" ± {number(summary.sd, digits)}"
     return text if summary.n == seeds else f"{text} (n = {summary.n})".strip()
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdbench.figures import drawn
 from kdbench.paper import Deviation
 from kdbench.report.grids import Grid, conditions, margins, measured_grids, metric_grids, number, reported_grids
 from kdbench.result import Reproduction
@@ -56,6 +57,8 @@ def show_result(console: Console, result: Reproduction) -> None:
         f"Run [bold]{escape(run.id)}[/] is kept in"
     )
     console.print(f"{escape(str(result.path))}", soft_wrap=True)
+    for figure in drawn(result.path):
+        console.print(f"Figure: {escape(str(figure))}", soft_wrap=True)
     console.print(f"Read it again: kdbench report {escape(run.id)}", soft_wrap=True)
 
 

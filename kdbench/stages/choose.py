@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kdbench.record import Outcome
-from kdbench.stage import WEIGHTS, Stage, Work
+from kdbench.stage import PREDICTIONS, WEIGHTS, Stage, Work
 
 __all__ = ["Choose"]
 
@@ -20,6 +20,8 @@ class Choose(Stage, frozen=True):
         scores = [trial.record.metrics[f"{self.by}.accuracy"] for trial in trials]
         chosen = scores.index(max(scores))
         record = trials[chosen].record
-        work.save_tensors(WEIGHTS, trials[chosen].tensors(WEIGHTS))
+        for name in (WEIGHTS, PREDICTIONS):
+            if name in record.files:  # a stage of a plugin may leave no predictions
+                work.save_tensors(name, trials[chosen].tensors(name))
         notes = {**record.notes, "chosen": chosen, "chosen_label": record.label, "scores": scores}
         return Outcome(metrics=record.metrics, notes=notes)

@@ -9,7 +9,7 @@ from kdbench.component import pack
 from kdbench.data.base import DataRef
 from kdbench.networks.base import Network
 from kdbench.record import Outcome
-from kdbench.stage import WEIGHTS, Effort, Stage, Work
+from kdbench.stage import PREDICTIONS, WEIGHTS, Effort, Stage, Work
 from kdbench.stages.splits import splits_of
 from kdbench.stages.teacher import LOGITS
 from kdbench.training.objectives import CrossEntropy, Objective
@@ -43,9 +43,9 @@ class Train(Stage, frozen=True):
     def run(self, work: Work) -> Outcome:
         import torch
 
-        from kdbench.training.evaluate import evaluate
+        from kdbench.training.evaluate import metrics_of, predict
         from kdbench.training.loop import fit
-        from kdbench.training.model import build_model
+        from kdbench.training.model import build_model, sizes_of
         from kdbench.training.seeds import derive_seed
 
         splits = splits_of(work, self.recipe.holdout)
@@ -64,17 +64,21 @@ class Train(Stage, frozen=True):
             selection=None if self.recipe.selection == "last" else splits[self.recipe.selection],
         )
         work.save_tensors(WEIGHTS, model.state_dict())
+        logits = {name: predict(model, splits[name].inputs) for name in ("validation", "test") if name in splits}
+        answers = {"classes": logits["test"].argmax(1).int(), "labels": splits["test"].labels.int()}
+        work.save_tensors(PREDICTIONS, answers)
         metrics = {
             f"{name}.{metric}": value
-            for name in ("validation", "test")
-            if name in splits
-            for metric, value in evaluate(model, splits[name]).items()
+            for name, found in logits.items()
+            for metric, value in metrics_of(found, splits[name].labels).items()
         }
+        sizes = sizes_of(model, self.network, work.spec.data)
         notes = {
             "network": pack(self.network),
             "mean": mean,
             "std": std,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sizes["parameters"],
+            "sizes": sizes,
             "recipe": pack(self.recipe),
             "selected_epoch": history.selected_epoch,
         }

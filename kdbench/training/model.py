@@ -9,7 +9,7 @@ from kdbench.data.base import DataRef
 from kdbench.data.transforms import normalise
 from kdbench.networks.base import Network
 
-__all__ = ["Normalised", "build_model"]
+__all__ = ["Normalised", "build_model", "sizes_of"]
 
 
 class Normalised(nn.Module):
@@ -32,3 +32,22 @@ def build_model(network: Network, data: DataRef, mean: list[float], std: list[fl
     model = Normalised(net, mean, std)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def sizes_of(model: nn.Module, network: Network, data: DataRef) -> dict[str, int]:
+    """How large a network is, in each unit that a paper may mean; they differ once it is pruned or quantised.
+
+    Returns
+    -------
+    dict
+        ``parameters`` (trainable), ``nonzero_parameters`` (of these), ``bytes`` (parameters and buffers as stored) and
+        ``macs`` (of one forward pass, by formula).
+    """
+    parameters = list(model.parameters())
+    stored = [*parameters, *model.buffers()]
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "nonzero_parameters": sum(int(p.count_nonzero()) for p in parameters),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored),
+        "macs": network.cost(data.input_shape, data.num_classes).macs,
+    }

@@ -121,7 +121,9 @@ def judge(
     if scale == "toy" and not not_comparable:
         not_comparable = ("the run is not at the paper's scale",)
     tests = tuple(
-        tuple(judge_gain(comparison, samples, margin=claim.gain_margin) for comparison in alternative)
+        tuple(
+            judge_gain(comparison, samples, margin=claim.gain_margin, exact=claim.exact) for comparison in alternative
+        )
         for alternative in claim.alternatives
     )
     targets = {cell: reported[cell].value for cell in claim.cells() if cell in reported}
@@ -133,6 +135,7 @@ def judge(
             margin=claim.value_margin,
             higher_is_better=higher_is_better,
             not_comparable=not_comparable,
+            exact=claim.exact,
         )
         for cell, target in targets.items()
         if target is not None

@@ -42,6 +42,7 @@ class GainTest(msgspec.Struct, frozen=True, kw_only=True):
     more_seeds : paired seeds to add until a gain of ``margin`` is told from 0, see :func:`seeds_needed`. None where
         the outcome is decided, where no margin or spread is known, or where n already suffices: the true gain may
         then lie between 0 and the margin, which more seeds of this design are not made to decide.
+    exact : the gain was decided by the numbers themselves; both p are then 0 or 1.
 
     Notes
     -----
@@ -64,9 +65,10 @@ class GainTest(msgspec.Struct, frozen=True, kw_only=True):
     p_contradict: float | None = None
     outcome: GainOutcome = "not tested"
     more_seeds: int | None = None
+    exact: bool = False
 
 
-def judge_gain(comparison: Comparison, samples: Samples, *, margin: float) -> GainTest:
+def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact: bool = False) -> GainTest:
     """Judge one comparison.
 
     Parameters
@@ -74,6 +76,7 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float) -> Ga
     comparison : left and right cell, and the relation claimed. Its own margin, where it has one, comes first.
     samples : measured values by cell and seed. Seeds that one cell lacks, or whose value is not finite, are left out.
     margin : the claim's margin, in the unit of the metric.
+    exact : the cells are computed, so that there is no spread and nothing to test: see :class:`kdbench.paper.Claim`.
 
     Raises
     ------
@@ -103,10 +106,14 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float) -> Ga
         sd=sd,
         outcome="not resolved",
     )
-    if not sd:
-        return test
     # A gain that matters runs from 0 to the margin; for "not worse" the same width lies on the side of the losses.
     floor, ceiling = (-margin, 0.0) if comparison.relation == "not_worse" else (0.0, margin)
+    if exact:
+        gain = float(gains.mean())
+        ps = float(not gain > floor), float(not gain < ceiling)
+        return msgspec.structs.replace(test, p_support=ps[0], p_contradict=ps[1], outcome=decide(*ps), exact=True)
+    if not sd:
+        return test
     p_support, p_contradict = p_above(gains, floor), p_below(gains, ceiling)
     outcome = decide(p_support, p_contradict)
     low, high = interval(gains, 1.0 - 2.0 * LEVEL)

@@ -94,6 +94,8 @@ def of_gain(test: GainTest, *, unit: str, seeds: int | None = None, names: tuple
     digits = _digits(test.sd, test.margin)
     n = f"n={test.n}" if seeds is None or test.n >= seeds else f"n={test.n} of {seeds} seeds"
     head = f"{left} - {right} = {_signed(test.gain, digits)}{_spaced(unit)}"
+    if test.exact:
+        return f"{head} (computed): {_exactly(test, unit)}"
     if test.n == 1:
         return f"{head} ({n}): one seed has no spread to test with"
     if test.low is None or test.high is None:
@@ -125,6 +127,8 @@ def _of_value(test: ValueTest, unit: str) -> str:
     pair = f"{test.cell}: {test.mean:.{digits}f} against {test.target:g}{_spaced(unit)}"
     if test.low is None or test.high is None:
         return f"{pair} (n={test.n}, {', '.join(test.reasons)})"
+    if test.p is None:
+        return f"{pair} (computed; margin {test.margin:g})"
     between = f"90 % CI of the difference {_signed(test.low, digits)} to {_signed(test.high, digits)}"
     return f"{pair} ({between}, margin {test.margin:g}, n={test.n})"
 
@@ -186,6 +190,14 @@ def _reading(test: GainTest, unit: str) -> str:
     if test.margin == 0:
         return "the interval holds 0"
     return f"the interval holds both 0 and the {'loss of ' if loss else ''}{size} that would matter"
+
+
+def _exactly(test: GainTest, unit: str) -> str:
+    """What a computed gain says; nothing about it is uncertain."""
+    size = f"{test.margin:g}{_spaced(unit)}"
+    if test.relation == "not_worse":
+        return "no loss that matters" if test.outcome == "supported" else "a loss"
+    return {"supported": "above 0", "contradicted": "not above 0"}.get(test.outcome, f"above 0, but below {size}")
 
 
 def _why_no_count(test: GainTest, unit: str) -> str:

@@ -57,6 +57,7 @@ def judge_value(
     margin: float,
     higher_is_better: bool = True,
     not_comparable: Sequence[str] = (),
+    exact: bool = False,
 ) -> ValueTest:
     """Test one cell's mean for equivalence with the paper's number.
 
@@ -68,6 +69,7 @@ def judge_value(
     margin : half-width of "equal", declared before the run. At 0 nothing can be equal, so nothing is tested.
     higher_is_better : False for a loss, an error or a divergence.
     not_comparable : why the number must not stand beside the paper's; where given, nothing is tested.
+    exact : the cell is computed, not trained: it lies within the margin or it does not.
 
     Raises
     ------
@@ -84,6 +86,11 @@ def judge_value(
     test = ValueTest(cell=cell, n=values.size, mean=mean, target=target, margin=margin)
     if not_comparable:
         return msgspec.structs.replace(test, word="not comparable", reasons=tuple(not_comparable))
+    if exact and mean is not None:
+        off = mean - target
+        beyond: CellWord = "exceeds" if (off > 0) == higher_is_better else "not reproduced"
+        found: CellWord = "reproduced" if abs(off) <= margin else beyond
+        return msgspec.structs.replace(test, low=off, high=off, p_beyond=float(found != "not reproduced"), word=found)
     sd = spread(values)
     why = _untestable(values.size, sd, margin)
     if why:

@@ -47,14 +47,16 @@ def complaint(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
 @contextlib.contextmanager
 def installed(site: Path) -> Iterator[None]:
     """The distributions of ``site`` as plugins of this process; nothing of them stays behind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(site))
+            _forget()
+            yield
+    finally:
         _forget()
-        yield
-    _forget()
-    for path in site.iterdir():
-        for name in [name for name in sys.modules if name.partition(".")[0] == path.stem]:
-            del sys.modules[name]
+        for path in site.iterdir():
+            for name in [name for name in sys.modules if name.partition(".")[0] == path.stem]:
+                del sys.modules[name]
 
 
 def _forget() -> None:

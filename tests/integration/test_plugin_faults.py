@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from distributions import distribution
@@ -67,6 +68,12 @@ def size_ratio(subject):
         return None
     return subject.student.record.notes["parameters"] / subject.teacher.record.notes["parameters"]
 
+def gain(subject):
+    if subject.baseline is None:
+        return None
+    assert subject.baseline.record.notes["network"] == subject.student.record.notes["network"]
+    return subject.student.record.metrics["test.accuracy"] - subject.baseline.record.metrics["test.accuracy"]
+
 def wrong(subject):
     return subject.student.record.metrics["no such metric"]
 
@@ -79,6 +86,7 @@ def metric(id, compute):
 @hookimpl
 def kdbench_metrics():
     yield metric("size", "size_ratio")
+    yield metric("gain", "gain")
     yield metric("wrong", "wrong")
     yield metric("endless", "endless")
     yield metric("absent", "nobody_wrote_this")
@@ -126,9 +134,10 @@ def test_a_reading_that_the_paper_does_not_have(tmp_path, store):
 
 
 @pytest.mark.slow
-def test_metrics_stand_in_the_report_and_wrong_ones_are_named(tmp_path, store):
+def test_metrics_stand_in_the_report_and_wrong_ones_are_named(tmp_path, store, monkeypatch):
+    monkeypatch.setenv("KDBENCH_PLUGINS_ALLOW", "takd,kdbench-scores")  # others bring metrics too
     with installed(distribution(tmp_path, "kdbench-scores", METRICS)):
-        request = ("reproduce", "takd", "--tier", "smoke", "--claims", "H13", "--executor", "inline")
+        request = ("reproduce", "takd", "--tier", "smoke", "--claims", "H3,H13", "--executor", "inline")
         plain = json.loads(inside("plan", *request[1:-2], "--json", check=0).stdout)
         done = inside(*request, check=0)
         assert "Scores: metrics of the measured networks" in done.stdout
@@ -142,8 +151,14 @@ def test_metrics_stand_in_the_report_and_wrong_ones_are_named(tmp_path, store):
 
         result = json.loads(inside(*request, "--json", check=0).stdout)
         assert {stage["hash"] for stage in result["stages"]} == {stage["hash"] for stage in plain["stages"]}
-        scores = {score["cell"]: score["value"] for score in result["scores"]}
-        assert {score["metric"] for score in result["scores"]} == {"size"}
+        scores = {score["cell"]: score["value"] for score in result["scores"] if score["metric"] == "size"}
+        assert {score["metric"] for score in result["scores"]} == {"size", "gain"}
+        values = {value["cell"]: value["value"] for value in result["values"]}
+        gains = {score["cell"]: score["value"] for score in result["scores"] if score["metric"] == "gain"}
+        for arm in ("BLKD", "TAKD"):
+            apart = values[f"table1/cnn/mnist1d/{arm}"] - values["table1/cnn/mnist1d/NOKD"]
+            assert gains[f"table1/cnn/mnist1d/{arm}"] == apart
+        assert "table1/cnn/mnist1d/NOKD" not in gains  # it is the baseline
         student, teacher = (Plain(size=size, width=0.5).cost((1, 1, 40), 10).parameters for size in (2, 4))
         assert scores["fig2/mnist1d/T4"] == student / teacher
         assert "table1/cnn/mnist1d/NOKD" not in scores  # no teacher, no score
@@ -201,3 +216,43 @@ def test_a_requirement_that_is_not_met(tmp_path, store, requirement, problem):
         found = problems("--check", check=1 if problem else 0)["kdbench-needy"]
         assert found.startswith(problem)
         assert bool(found) == bool(problem)
+
+
+FIGURES = (
+    STAGE.replace("-1.0", "2.0").replace("study=study,", "study=study, figures='kdbench_stage:{function}',")
+    + """
+
+def front(result):
+    values = [value.value for value in result.run.values]
+    return {"front": f"<svg><!-- {sorted(values)} --></svg>"}
+
+def broken(result):
+    raise ValueError("nothing to draw")
+"""
+)
+
+
+def test_a_papers_figures_are_drawn_when_its_run_ends(tmp_path, store):
+    with installed(distribution(tmp_path, "kdbench-stage", FIGURES.replace("{function}", "front"))):
+        run = ("reproduce", "toystage", "--tier", "smoke", "--executor", "inline")
+        result = json.loads(inside(*run, "--json", check=0).stdout)
+        figure = Path(result["path"]) / "figures" / "front.svg"
+        assert figure.read_text() == "<svg><!-- [1.0, 2.0] --></svg>"
+        assert f"Figure: {figure}" in inside("report", result["id"], check=0).stdout
+        inside("dossier", result["id"], "--out", str(tmp_path / "dossier"), check=0)
+        page = (tmp_path / "dossier" / "README.md").read_text()
+        assert "![front](records/smoke-mnist1d-clean/figures/front.svg)" in page
+        assert (
+            tmp_path / "dossier" / "records/smoke-mnist1d-clean/figures/front.svg"
+        ).read_text() == figure.read_text()
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_number(tmp_path, store):
+    with installed(distribution(tmp_path, "kdbench-stage", FIGURES.replace("{function}", "broken"))):
+        result = json.loads(
+            inside("reproduce", "toystage", "--tier", "smoke", "--executor", "inline", "--json", check=3).stdout
+        )
+        assert [value["value"] for value in result["values"]] == [1.0, 2.0]
+        (failure,) = result["failures"]
+        assert (failure["label"], failure["plugin"]) == ("figures", "kdbench-stage")
+        assert failure["cause"].startswith("drawing raised ValueError: nothing to draw [kdbench_stage:broken]")

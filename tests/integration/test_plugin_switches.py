@@ -44,11 +44,8 @@ def test_only_allowed_plugins_are_loaded(site, store, monkeypatch, name):
     monkeypatch.setenv(ALLOW, name)
     with installed(site):
         rows, _ = listed()
-        assert {row["name"]: row["state"] for row in rows.values()} == {
-            "kdbench.builtin": "loaded",
-            "takd": "blocked",
-            "toy": "loaded",
-        }
+        assert {name for name, row in rows.items() if row["state"] == "loaded"} == {"kdbench.builtin", "toy"}
+        assert rows["takd"]["state"] == "blocked"
         assert [paper["id"] for paper in json.loads(inside("list", "--json", check=0).stdout)] == ["toyline"]
 
 

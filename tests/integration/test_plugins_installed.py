@@ -139,7 +139,7 @@ def test_the_rest_works_beside_them(cli, crowd):
     assert "Traceback" not in done.stderr
     assert "plugin 'kdbench-raises' is not loaded: import: RuntimeError: no such luck" in done.stderr.splitlines()
     papers = [paper["id"] for paper in json.loads(cli("list", "--json", env=crowd, check=0).stdout)]
-    assert sorted(papers) == ["takd", "toyline", "toynan"]
+    assert {"takd", "toyline", "toynan"} <= set(papers)
     assert cli("--help", env=crowd, check=0).stdout.split().count("toy-greet") == 1
     plugins = json.loads(cli("doctor", "--json", env=crowd, check=0).stdout)["plugins"]
     assert plugins["takd"] == "ok"

@@ -81,7 +81,7 @@ def test_each_is_named_and_the_rest_works(environment, store, tmp_path):
         assert not problem or f"problem: {problem}" in said
 
     papers = json.loads(environment.kdbench("list", "--json", cwd=tmp_path, check=0).stdout)
-    assert {paper["id"] for paper in papers} == {"takd", "toystage"}
+    assert {"takd", "toystage"} <= {paper["id"] for paper in papers}
     plan = environment.kdbench("plan", "takd", "--tier", "smoke", "--json", cwd=tmp_path, check=0)
     assert json.loads(plan.stdout)["stages"]
 

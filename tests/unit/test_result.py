@@ -282,3 +282,23 @@ def test_facts_of_a_run_hold_only_what_applies() -> None:
     assert facts.claims == paper.claims[:1]
     assert facts.others == (other,)
     assert facts.protocol == "clean"
+
+
+def test_arithmetic_on_printed_numbers_is_at_no_scale() -> None:
+    table = ReportedTable(
+        id="table1",
+        title="Table 1",
+        metric="score",
+        unit="",
+        source="Table 1",
+        comparable=("written", "released", "clean"),
+        arithmetic=True,
+        cells=(ReportedCell(cell="table1/mnist1d/distilled", value=72.0, certainty="paper", source="Table 1"),),
+    )
+    facts = {"tier": "smoke", "protocol": "clean", "data": SIGNALS, "tables": (table,), "distilled": (72.0,) * 5}
+    (claim,) = toy_paper().claims
+    exact = result(**facts, claims=(msgspec.structs.replace(claim, exact=True),)).claim_verdicts()[0]
+    assert exact.value_word == "reproduced"
+    assert exact.gain_phrase == "reproduced"
+    trained = result(**facts).claim_verdicts()[0]  # the table is arithmetic, the claim is not
+    assert trained.value_word == "not comparable"

@@ -14,7 +14,7 @@ from toy_paper import OBJECTIVE, RECIPE, STUDENT, TEACHER, toy_data, toy_lab
 
 from kdbench.data import load
 from kdbench.errors import StageError
-from kdbench.stage import WEIGHTS, Finished, Spec, Work, execute, read_record, read_spec
+from kdbench.stage import PREDICTIONS, WEIGHTS, Finished, Spec, Work, execute, read_record, read_spec
 from kdbench.stages import Agreement, Train
 from kdbench.stages import Teacher as TeacherStage
 from kdbench.stages.splits import splits_of
@@ -114,6 +114,33 @@ def test_record_says_what_was_trained(bench: Bench) -> None:
     found = evaluate(finished.model(work), splits_of(work, 0.1)["test"])
     assert found["accuracy"] == record.metrics["test.accuracy"]
     assert found["nll"] == pytest.approx(record.metrics["test.nll"], rel=1e-6)
+
+
+def test_predictions_and_sizes_are_kept_with_the_network(bench: Bench) -> None:
+    finished = bench.run(bench.teacher())
+    classes = finished.tensors(PREDICTIONS)["classes"]
+    labels = work_of(finished).data()["test"].labels
+    assert classes.dtype == torch.int32
+    assert 100.0 * (classes == labels).double().mean().item() == finished.record.metrics["test.accuracy"]
+    model = finished.model(work_of(finished))
+    weights = list(model.parameters())
+    stored = [*weights, *model.buffers()]
+    assert finished.record.notes["sizes"] == {
+        "parameters": sum(weight.numel() for weight in weights),
+        "nonzero_parameters": sum(int((weight != 0).sum()) for weight in weights),
+        "bytes": sum(len(tensor.numpy().tobytes()) for tensor in stored),
+        "macs": TEACHER.cost((1, 1, 40), 10).macs,
+    }
+    assert finished.record.notes["sizes"]["parameters"] == finished.record.notes["parameters"]
+
+
+def test_a_choice_passes_predictions_and_sizes_on(bench: Bench) -> None:
+    trials = [bench.lab.train(STUDENT, seed=0, recipe=RECIPE, restart=restart) for restart in (0, 1)]
+    finished = [bench.run(trial) for trial in trials]
+    chosen = bench.run(bench.lab.choose(trials, by="validation"))
+    winner = finished[chosen.record.notes["chosen"]]
+    assert torch.equal(chosen.tensors(PREDICTIONS)["classes"], winner.tensors(PREDICTIONS)["classes"])
+    assert chosen.record.notes["sizes"] == winner.record.notes["sizes"]
 
 
 def uncached(bench: Bench, network: Node, recipe: Recipe) -> Node:

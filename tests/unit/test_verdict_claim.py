@@ -274,3 +274,45 @@ def test_a_contradiction_is_told_by_the_least_broken_alternative() -> None:
     verdict = run(claim((better(KD, OTHER),), (better(),)), samples)
     assert verdict.gain_word == "contradicted"
     assert "the critical one: TAKD - BLKD = -0.20" in verdict.sentence
+
+
+# --- claims without chance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("relation", "gain", "word", "reading"),
+    [
+        ("greater", 0.5, "supported", "above 0"),
+        ("greater", 0.2, "smaller than the margin", "above 0, but below 0.3"),
+        ("greater", 0.0, "contradicted", "not above 0"),
+        ("greater", -0.5, "contradicted", "not above 0"),
+        ("not_worse", -0.2, "smaller than the margin", "a loss"),
+        ("not_worse", 0.1, "supported", "no loss that matters"),
+        ("not_worse", -0.5, "contradicted", "a loss"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_computed_numbers_decide_for_themselves(
+    relation: str, gain: float, word: str, reading: str, seeds: int
+) -> None:
+    samples = {TA: dict.fromkeys(range(seeds), 5.0 + gain), BL: dict.fromkeys(range(seeds), 5.0)}
+    exact = run(claim((better(relation=relation),), exact=True), samples, scale="paper")
+    plain = run(claim((better(relation=relation),)), samples, scale="paper")
+    assert plain.gain_word == "inconclusive"  # equal differences are no spread to test with
+    assert exact.gain_word == {"supported": "reproduced", "contradicted": "not reproduced"}.get(word, word)
+    assert exact.sentence.startswith(f"TAKD - BLKD = {gain:+.2f} % (computed): {reading}")
+    assert "seed" not in exact.sentence
+
+
+def test_a_computed_value_lies_within_its_margin_or_it_does_not() -> None:
+    def word(value: float, **fields: object) -> str:
+        facts = claim((better(**fields),), exact=True, value_margin=0.5)
+        samples = {TA: {0: value}, BL: {0: 1.0}}
+        return run(facts, samples, reported=reported(TAKD=70.0), scale="paper").value_word
+
+    assert word(70.5) == "reproduced"
+    assert word(69.5) == "reproduced"
+    assert word(70.6) == "exceeds"
+    assert word(69.4) == "not reproduced"
+    assert word(70.6, relation="less") == "not reproduced"
+    assert word(69.4, relation="less") == "exceeds"
