@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.component import load_object
 from kdbench.errors import KdbenchError
-from kdbench.files import atomic_write
+from kdbench.files import atomic_write, disk_errors
 from kdbench.result import Reproduction
 
 __all__ = ["FOLDER", "draw", "drawn"]
@@ -30,14 +30,15 @@ def draw(result: Reproduction, figures: str) -> list[Path]:
                 raise ValueError(f"figure '{name}' is no SVG text")
     except KdbenchError:
         raise
-    except Exception as error:  # whatever a third party's code raises
+    except (Exception, SystemExit) as error:  # whatever a third party's code raises
         raise KdbenchError(f"drawing raised {type(error).__name__}: {error}", where=figures) from error
     folder = result.path / FOLDER
-    folder.mkdir(exist_ok=True)
     paths = []
-    for name, text in made.items():
-        atomic_write(folder / f"{name}.svg", text.encode())
-        paths.append(folder / f"{name}.svg")
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+        for name, text in made.items():
+            atomic_write(folder / f"{name}.svg", text.encode())
+            paths.append(folder / f"{name}.svg")
     return paths
 
 

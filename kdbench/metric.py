@@ -7,18 +7,20 @@ what it says is kept in ``run.json`` and shown wherever the run is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from kdbench.component import load_object
+from kdbench.component import load_object, pack
 from kdbench.data.base import DataRef
+from kdbench.record import Record
 from kdbench.stage import Finished
 from kdbench.study import Measurement, Node
+from kdbench.training import CrossEntropy
 
-__all__ = ["Metric", "MetricUsed", "Score", "Subject", "score", "subjects"]
+__all__ = ["Metric", "MetricUsed", "Score", "Subject", "score", "subjects", "with_baselines"]
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,17 +53,17 @@ class Subject(NamedTuple):
     cell, seed : the accuracy that was measured, for instance ``table1/cnn/mnist1d/TAKD``.
     student : the finished stage that left the network: its record, and ``student.tensors(name)`` for its files.
     teacher : the stage that left the network it was distilled from; None for one trained without a teacher.
-    baseline : of a distilled student, the stage that left the same network by the same recipe and seed without a
-        teacher, where the run measures one; the first that it measures.
     data : the data of the run.
+    baseline : of a distilled student, the stage that left the same network by the same recipe and seed from its labels
+        alone, where the run measures one; the first that it measures.
     """
 
     cell: str
     seed: int
     student: Finished
     teacher: Finished | None
-    baseline: Finished | None
     data: DataRef
+    baseline: Finished | None = None
 
 
 class MetricUsed(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,14 +107,8 @@ def subjects(
         if {node.spec.hash for node in (student, teacher) if node is not None} <= finished:
             taught_by = None if teacher is None else Finished(stages / teacher.spec.hash)
             own = Finished(stages / student.spec.hash)
-            found.append(Subject(measurement.cell, measurement.seed, own, taught_by, None, data))
-    plain: dict[bytes, Finished] = {}
-    for subject in found:
-        if subject.teacher is None:
-            plain.setdefault(_training(subject), subject.student)
-    for subject in found:
-        baseline = None if subject.teacher is None else plain.get(_training(subject))
-        yield subject._replace(baseline=baseline)
+            found.append(Subject(measurement.cell, measurement.seed, own, taught_by, data))
+    yield from with_baselines(found)
 
 
 def score(metric: Metric, plugin: str, found: Iterable[Subject]) -> tuple[MetricUsed, list[Score]]:
@@ -134,10 +130,31 @@ def score(metric: Metric, plugin: str, found: Iterable[Subject]) -> tuple[Metric
     return MetricUsed(**described, plugin=plugin, problem=problem), scores
 
 
-def _training(subject: Subject) -> bytes:
-    """What a network and its baseline have in common: the network, the recipe and the seed."""
-    notes = subject.student.record.notes
-    return msgspec.json.encode((subject.seed, notes.get("network"), notes.get("recipe")), order="sorted")
+def with_baselines(found: Sequence[Subject]) -> list[Subject]:
+    """The same subjects, each distilled one with its baseline where that is among them."""
+    keys = [_training_key(subject.student.record, subject.seed) for subject in found]
+    plain: dict[bytes, Finished] = {}
+    for key, subject in zip(keys, found, strict=True):
+        if key and subject.teacher is None and _from_labels(subject.student.record):
+            plain.setdefault(key, subject.student)
+    return [
+        subject if subject.teacher is None or key is None else subject._replace(baseline=plain.get(key))
+        for key, subject in zip(keys, found, strict=True)
+    ]
+
+
+def _training_key(record: Record, seed: int) -> bytes | None:
+    """What a network and its baseline have in common: network, recipe and seed; None where a record does not say."""
+    notes = record.notes
+    if "network" not in notes or "recipe" not in notes:
+        return None
+    return msgspec.json.encode((seed, notes["network"], notes["recipe"]), order="sorted")
+
+
+def _from_labels(record: Record) -> bool:
+    """Whether the network was trained on plain cross-entropy: what a baseline is."""
+    objective: object = record.notes.get("objective")
+    return bool(objective == pack(CrossEntropy()))
 
 
 def _teacher(node: Node) -> Node | None:

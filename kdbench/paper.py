@@ -110,8 +110,9 @@ class Claim(Fact, frozen=True):
 
     ``alternatives`` is an OR of ANDs: the claim holds if, in at least one alternative, every comparison holds.
     ``gain_margin`` is the smallest gain that would matter; ``value_margin`` the half-width within which a measured
-    mean counts as equal to the paper's number; both in the unit of the metric. ``exact``: there is no chance in it, its
-    cells are computed and not trained, so the numbers themselves decide and no test is made.
+    mean counts as equal to the paper's number; both in the unit of the metric. ``exact``: it is true or false of
+    the numbers themselves and sampling plays no part, as in arithmetic on what is printed or what follows from a
+    definition; the least favourable seed decides, and no test is made.
     """
 
     id: str

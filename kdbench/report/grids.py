@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kdbench.paper import Claim, ReportedTable
-from kdbench.result import Reproduction
+from kdbench.result import Facts, Reproduction
 from kdbench.verdict import Summary, summarise
+from kdbench.verdict.sentence import decimals
 
 __all__ = [
     "Grid",
@@ -60,7 +61,8 @@ def margins(claim: Claim) -> str:
     """What was declared about the claim before the run."""
     value = f"values within {claim.value_margin:g} count as equal" if claim.value_margin else "no value margin"
     metric = f"{claim.metric} ({claim.unit})" if claim.unit else claim.metric
-    return f"{metric}; the smallest gain that matters is {claim.gain_margin:g}; {value}; level 5 %"
+    how = "decided by the numbers themselves, on the least favourable seed" if claim.exact else "level 5 %"
+    return f"{metric}; the smallest gain that matters is {claim.gain_margin:g}; {value}; {how}"
 
 
 def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:
@@ -93,18 +95,22 @@ def measured_grids(result: Reproduction) -> list[Grid]:
     touched = {cell.partition("/")[0] for cell in asked}
     titles = {table.id: table.title for table in run.facts.tables}
     units = {table.id: table.unit for table in run.facts.tables}
+    arithmetic = {table.id for table in run.facts.tables if table.arithmetic}
     summaries = result.summaries()
     grids = []
     for table in dict.fromkeys(cell.partition("/")[0] for cell in summaries):
         if table not in touched:
             continue
+        digits = _digits(run.facts, table)
         cells = {
-            cell: _spread(summary, len(run.request.seeds))
+            cell: _spread(summary, 1 if table in arithmetic else len(run.request.seeds), digits=digits)
             for cell, summary in summaries.items()
             if cell.partition("/")[0] == table and (table in titles or cell in asked)
         }
         unit = f", {units[table]}" if units.get(table) else ""
         note = f"mean ± sd over n = {len(run.request.seeds)} seeds{unit}; {conditions(result)}"
+        if table in arithmetic:
+            note = f"computed from printed numbers{unit}: no seeds, no data; kdbench {run.environment.kdbench}"
         grids.append(_pivot(titles.get(table, table), note, cells))
     return grids
 
@@ -121,7 +127,7 @@ def metric_grids(result: Reproduction) -> list[Grid]:
     rows = [
         [cell, *(_spread(summarise(of[metric.id]), seeds, digits=3) if metric.id in of else "" for metric in used)]
         for cell, of in values.items()
-        if cell.partition("/")[0] in touched
+        if cell.partition("/")[0] in touched or not touched
     ]
     if not rows:
         return []
@@ -138,17 +144,18 @@ def claim_grids(result: Reproduction) -> list[Grid]:
         rows = []
         for index, alternative in enumerate(verdict.tests):
             for test in alternative:
-                interval = "" if test.low is None else f"{_signed(test.low)} to {_signed(test.high)}"
+                digits = decimals(test.sd, test.margin)
+                interval = "" if test.low is None else f"{_signed(test.low, digits)} to {_signed(test.high, digits)}"
                 rows.append(
                     [
                         f"{test.left} {_SIGN[test.relation]} {test.right}",
                         str(index + 1) if len(verdict.tests) > 1 else "",
                         str(test.n),
-                        _signed(test.gain),
-                        number(test.sd),
+                        _signed(test.gain, digits),
+                        number(test.sd, digits),
                         interval,
-                        number(test.p_support, 3),
-                        number(test.p_contradict, 3),
+                        "" if test.exact else number(test.p_support, 3),
+                        "" if test.exact else number(test.p_contradict, 3),
                         f"{test.margin:g}",
                     ]
                 )
@@ -162,11 +169,31 @@ WIDE = 8  # columns that still fit a terminal; a table with more is turned
 _SIGN = {"greater": ">", "less": "<", "not_worse": "not below"}
 
 
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"
+def _digits(facts: Facts, table: str) -> int:
+    """Decimals that a table's small numbers need: those printed, and two figures of the margins that judge it."""
+    printed = [
+        len(cell.printed.partition(".")[2])
+        for one in facts.tables
+        if one.id == table
+        for cell in one.cells
+        if cell.printed
+    ]
+    margins = [
+        margin
+        for claim in facts.claims
+        if any(cell.partition("/")[0] == table for cell in claim.cells())
+        for margin in (claim.gain_margin, claim.value_margin)
+    ]
+    return max([2, *printed, *(decimals(None, margin) for margin in margins if margin)])
+
+
+def _signed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:+.{digits}f}"
 
 
 def _spread(summary: Summary, seeds: int, *, digits: int = 2) -> str:
+    if summary.mean is not None and abs(summary.mean) >= 10:  # of an accuracy in percent two decimals are enough
+        digits = 2
     text = number(summary.mean, digits)
     if summary.sd is not None:
         text += f" ± {number(summary.sd, digits)}"

@@ -105,7 +105,7 @@ def _show_verdicts(console: Console, result: Reproduction) -> None:
         # The full reason is the same for most claims; 'not comparable' always says why.
         console.print(f"     value: [{colour}]{verdict.value_word}[/]: {escape(verdict.value_reason)}", highlight=False)
         evidence = f"declared: {margins(declared[verdict.claim])}"
-        if verdict.p_support is not None:
+        if verdict.p_support is not None and not declared[verdict.claim].exact:
             weaker = {test.relation for tests in verdict.tests for test in tests} == {"not_worse"}
             nulls = ("a loss that matters", "no loss") if weaker else ("no gain", "a gain that matters")
             ps = number(verdict.p_support, 3), number(verdict.p_contradict, 3)

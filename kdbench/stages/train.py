@@ -80,6 +80,7 @@ class Train(Stage, frozen=True):
             "parameters": sizes["parameters"],
             "sizes": sizes,
             "recipe": pack(self.recipe),
+            "objective": pack(self.objective),
             "selected_epoch": history.selected_epoch,
         }
         return Outcome(metrics=metrics, curves=history.curves, notes=notes)

@@ -42,7 +42,8 @@ class GainTest(msgspec.Struct, frozen=True, kw_only=True):
     more_seeds : paired seeds to add until a gain of ``margin`` is told from 0, see :func:`seeds_needed`. None where
         the outcome is decided, where no margin or spread is known, or where n already suffices: the true gain may
         then lie between 0 and the margin, which more seeds of this design are not made to decide.
-    exact : the gain was decided by the numbers themselves; both p are then 0 or 1.
+    exact : no test was made: the least favourable seed decided. Both p are then 0 or 1, and low and high the smallest
+        and the largest gain.
 
     Notes
     -----
@@ -109,9 +110,7 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact
     # A gain that matters runs from 0 to the margin; for "not worse" the same width lies on the side of the losses.
     floor, ceiling = (-margin, 0.0) if comparison.relation == "not_worse" else (0.0, margin)
     if exact:
-        gain = float(gains.mean())
-        ps = float(not gain > floor), float(not gain < ceiling)
-        return msgspec.structs.replace(test, p_support=ps[0], p_contradict=ps[1], outcome=decide(*ps), exact=True)
+        return _exact(test, gains, floor)
     if not sd:
         return test
     p_support, p_contradict = p_above(gains, floor), p_below(gains, ceiling)
@@ -125,6 +124,23 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact
         p_contradict=p_contradict,
         outcome=outcome,
         more_seeds=_more(seeds_needed(sd, margin), gains.size) if outcome == "not resolved" else None,
+    )
+
+
+def _exact(test: GainTest, gains: np.ndarray, floor: float) -> GainTest:
+    """Decided on the least favourable seed: what is true of the numbers themselves is true of each."""
+    least = float(gains.min())
+    holds = least > floor or (test.relation == "not_worse" and least >= 0)
+    matters = test.relation == "not_worse" or least >= test.margin
+    ps = float(not holds), float(holds and matters)
+    return msgspec.structs.replace(
+        test,
+        low=least,
+        high=float(gains.max()),
+        p_support=ps[0],
+        p_contradict=ps[1],
+        outcome=decide(*ps),
+        exact=True,
     )
 
 

@@ -9,7 +9,7 @@ from kdbench.verdict.gain import GainOutcome, GainTest
 from kdbench.verdict.summary import Samples
 from kdbench.verdict.value import ValueTest, ValueWord
 
-__all__ = ["of_claim", "of_gain", "of_values", "short_names", "unmeasured"]
+__all__ = ["decimals", "of_claim", "of_gain", "of_values", "short_names", "unmeasured"]
 
 Grouped = Sequence[Sequence[GainTest]]
 
@@ -91,11 +91,12 @@ def of_gain(test: GainTest, *, unit: str, seeds: int | None = None, names: tuple
         left, right = right, left
     if test.gain is None:
         return f"{left} - {right}: no seed has both"
-    digits = _digits(test.sd, test.margin)
+    digits = decimals(test.sd, test.margin)
     n = f"n={test.n}" if seeds is None or test.n >= seeds else f"n={test.n} of {seeds} seeds"
     head = f"{left} - {right} = {_signed(test.gain, digits)}{_spaced(unit)}"
     if test.exact:
-        return f"{head} (computed): {_exactly(test, unit)}"
+        least = "" if test.low == test.high else f", at least {_signed(test.low or 0.0, digits)}"
+        return f"{head} (computed{least}): {_exactly(test, unit)}"
     if test.n == 1:
         return f"{head} ({n}): one seed has no spread to test with"
     if test.low is None or test.high is None:
@@ -111,7 +112,7 @@ def of_values(
     if word == "not comparable":
         return "; ".join(not_comparable)
     if word == "no reported number":
-        return "the paper reports no number for these cells, or it was never read"
+        return "no number of the paper itself to compare with: it reports none for these cells, or none was read in it"
     if word == "not tested":
         return why_not_tested or "none of the reported cells was measured"
     # A cell that is off by itself, but not at a p that holds for all cells together, leaves the claim open.
@@ -123,7 +124,7 @@ def of_values(
 def _of_value(test: ValueTest, unit: str) -> str:
     if test.mean is None:
         return f"{test.cell}: {', '.join(test.reasons)}"
-    digits = _digits(None, test.margin)
+    digits = decimals(None, test.margin)
     pair = f"{test.cell}: {test.mean:.{digits}f} against {test.target:g}{_spaced(unit)}"
     if test.low is None or test.high is None:
         return f"{pair} (n={test.n}, {', '.join(test.reasons)})"
@@ -152,7 +153,7 @@ def _deciding(outcome: GainOutcome, tests: Grouped) -> int:
     group = min(measured, key=lambda group: max(support[i] for i in group))
     if outcome == "smaller than the margin":
         return min(group, key=against.__getitem__)
-    return max(group, key=support.__getitem__)
+    return max(group, key=lambda i: (support[i], -(flat[i].low or 0.0) if flat[i].exact else 0.0))
 
 
 def _names(tests: Sequence[GainTest]) -> list[tuple[str, str]]:
@@ -196,7 +197,7 @@ def _exactly(test: GainTest, unit: str) -> str:
     """What a computed gain says; nothing about it is uncertain."""
     size = f"{test.margin:g}{_spaced(unit)}"
     if test.relation == "not_worse":
-        return "no loss that matters" if test.outcome == "supported" else "a loss"
+        return "not below" if test.outcome == "supported" else "below"
     return {"supported": "above 0", "contradicted": "not above 0"}.get(test.outcome, f"above 0, but below {size}")
 
 
@@ -212,7 +213,7 @@ def _p(p: float | None) -> float:
     return 1.0 if p is None else p
 
 
-def _digits(sd: float | None, margin: float) -> int:
+def decimals(sd: float | None, margin: float) -> int:
     """Decimals that show two figures of the spread: accuracies in per cent keep two, small losses get more."""
     sizes = [size for size in (sd, margin) if size]
     return min(8, max(2, 1 - math.floor(math.log10(min(sizes))))) if sizes else 2

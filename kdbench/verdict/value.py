@@ -69,7 +69,7 @@ def judge_value(
     margin : half-width of "equal", declared before the run. At 0 nothing can be equal, so nothing is tested.
     higher_is_better : False for a loss, an error or a divergence.
     not_comparable : why the number must not stand beside the paper's; where given, nothing is tested.
-    exact : the cell is computed, not trained: it lies within the margin or it does not.
+    exact : the cell is computed: every seed's value lies within the margin, or it is not reproduced.
 
     Raises
     ------
@@ -87,10 +87,10 @@ def judge_value(
     if not_comparable:
         return msgspec.structs.replace(test, word="not comparable", reasons=tuple(not_comparable))
     if exact and mean is not None:
-        off = mean - target
-        beyond: CellWord = "exceeds" if (off > 0) == higher_is_better else "not reproduced"
-        found: CellWord = "reproduced" if abs(off) <= margin else beyond
-        return msgspec.structs.replace(test, low=off, high=off, p_beyond=float(found != "not reproduced"), word=found)
+        off = values - target
+        found: CellWord = "reproduced" if bool((abs(off) <= margin).all()) else "not reproduced"
+        low, high = float(off.min()), float(off.max())
+        return msgspec.structs.replace(test, low=low, high=high, p_beyond=float(found == "reproduced"), word=found)
     sd = spread(values)
     why = _untestable(values.size, sd, margin)
     if why:

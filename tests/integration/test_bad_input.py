@@ -73,7 +73,7 @@ def test_local_data_for_a_generated_data_set_is_a_mistake(store, tmp_path):
 # ------------------------------------------------------------------------------------------------------ unknown names
 
 UNKNOWN = {
-    "paper": (("reproduce", "tkad"), "unknown paper 'tkad'", "did you mean 'takd'? known: takd"),
+    "paper": (("reproduce", "tkad"), "unknown paper 'tkad'", "did you mean 'takd'? known: "),
     "tier": (("reproduce", "takd", "--tier", "labtop"), "unknown tier 'labtop'", "did you mean 'laptop'?"),
     "data set": (("reproduce", "takd", "--dataset", "mnist1"), "unknown data set 'mnist1'", "did you mean 'mnist1d'?"),
     "protocol": (("plan", "takd", "--protocol", "cleen"), "unknown protocol 'cleen'", "did you mean 'clean'?"),

@@ -138,7 +138,7 @@ def test_a_stage_that_trains_on_the_test_split_differs_when_blinded(take: Take, 
     runs = take(name)
     assert labelled(runs.blinded, "peeks").files != labelled(runs.once, "peeks").files
     trained = "train planted-line"
-    assert labelled(runs.blinded, trained).files == labelled(runs.once, trained).files
+    assert untested(labelled(runs.blinded, trained).files) == untested(labelled(runs.once, trained).files)
 
 
 @pytest.mark.parametrize("how", ["well", "copy", "inputs"])
@@ -206,7 +206,7 @@ def test_a_gate_on_the_test_split_is_open_where_that_split_is_another(take: Take
         > 15.0
         > labelled(runs.blinded, "gate").metrics["gate.accuracy"]
     )
-    assert labelled(runs.blinded, "taught").files == labelled(runs.once, "taught").files
+    assert untested(labelled(runs.blinded, "taught").files) == untested(labelled(runs.once, "taught").files)
 
 
 def test_what_optimisers_train_is_known_by_stage(take: Take) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save
 
+from kdbench.component import pack
 from kdbench.data import DataRef, Split
 from kdbench.files import digest_file
 from kdbench.metric import Subject
@@ -17,6 +18,7 @@ from kdbench.record import Environment, Record
 from kdbench.result import DataUsed, Facts, FailureLine, Request, RunFile, Value, write_run
 from kdbench.stage import PREDICTIONS, Finished, Spec
 from kdbench.store import Store
+from kdbench.training import CrossEntropy
 
 LABELS = np.array([0] * 40 + [1] * 30 + [2] * 20 + [3] * 10)
 """A test split of 100 examples whose largest class is 40 % of it."""
@@ -119,6 +121,7 @@ class Planted:
             files[PREDICTIONS] = digest_file(folder / PREDICTIONS)
         notes: dict[str, Any] = {"recipe": recipe} | ({"network": network} if network else {})
         notes |= {} if parameters is None else {"parameters": parameters}
+        notes |= {} if "teacher" in inputs else {"objective": pack(CrossEntropy())}
         if sizes:
             notes["sizes"] = {"parameters": parameters, **sizes}
         record = Record(
@@ -189,7 +192,7 @@ class Planted:
             environment=_HERE,
             started="",
             values=tuple(values),
-            failures=(FailureLine("", "a stage", "it failed", 0),) if failed else (),
+            failures=(FailureLine("0" * 32, "a stage", "it failed", 0),) if failed else (),
         )
         write_run(self.store.runs / run_id, run)
         return run_id
@@ -198,7 +201,8 @@ class Planted:
         """What a metric is given."""
         stages = [None if key is None else Finished(self.store.stages / key) for key in (student, teacher, baseline)]
         assert stages[0] is not None
-        return Subject("cell", 0, stages[0], stages[1], stages[2], msgspec.structs.replace(DATA, **data))
+        used = msgspec.structs.replace(DATA, **data)
+        return Subject("cell", 0, stages[0], stages[1], data=used, baseline=stages[2])
 
 
 def family(planted: Planted, seeds: int = 2, run_id: str = "one") -> str:

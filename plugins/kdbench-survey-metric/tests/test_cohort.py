@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from survey_runs import DATA, GOOD, LABELS, PLAIN, TEACHER, Planted, answers, family
 
 from kdbench.errors import KdbenchError, StageError
-from kdbench.result import Reproduction, read_run
+from kdbench.result import FailureLine, Reproduction, read_run
 from kdbench_survey_metric.cohort import Cohort, of_family, score
 from kdbench_survey_metric.interval import Interval, Outcomes
 from kdbench_survey_metric.measured import Known, SizeUnit, Unknown
@@ -64,11 +65,24 @@ def test_seeds_that_a_student_lacks_are_left_out_of_all(planted: Planted):
     planted.run("one", cells, failed=True)
     found = cohort(planted)
     assert found.origin.seeds == (0, 2)
-    assert "seeds 1 are left out: not every student has them" in found.notes
+    assert "seed 1 is left out: not every student has it" in found.notes
     assert "run one is incomplete: not all that it asked for was measured" in found.notes
     answers_of_a = found.answers["t/a"]
     assert isinstance(answers_of_a, Outcomes)
     assert answers_of_a.student.shape == (2, 100)
+
+
+@pytest.mark.parametrize(("label", "lacks"), [("figures", False), ("executor 'processes'", False), ("cell t/a", True)])
+def test_only_what_was_not_measured_makes_a_run_lack_something(planted: Planted, label: str, lacks: bool):
+    family(planted)
+    (one,) = families(results(planted), planted.store)
+    found = results(planted)
+    for result in found:
+        result.run = msgspec.structs.replace(
+            result.run, status="incomplete", failures=(FailureLine("", label, "it broke", 0),)
+        )
+    notes = of_family(one, found, "parameters").notes
+    assert any("not all that it asked for was measured" in note for note in notes) is lacks
 
 
 def test_students_without_a_common_seed_are_refused(planted: Planted):
@@ -91,7 +105,9 @@ def test_a_baseline_that_lacks_a_seed_is_none(planted: Planted):
         if (value.cell, value.seed) != ("t/plain", 1):
             cells.setdefault(value.cell, {})[value.seed] = value.stages[0]
     planted.run("one", cells)
-    assert cohort(planted).plain == {}
+    found = cohort(planted)
+    assert found.plain == {}
+    assert "t/good: its accuracy without a teacher is not known at seed 1" in found.notes
 
 
 def test_a_unit_that_was_not_counted_is_unknown(planted: Planted):

@@ -132,7 +132,7 @@ def test_all_companions_stand_in_the_row() -> None:
     constant = ranking.row(CONSTANT)
     assert value(constant.worst_class) == 0.5
     assert value(constant.balanced) == pytest.approx(0.5 * (1 - 0.5 / 0.9))
-    no_plain = Unknown("'lone' was not trained without a teacher")
+    no_plain = Unknown("the accuracy of 'lone' without a teacher is not known")
     assert (ranking.row("lone").gain, ranking.row("lone").gap_closed) == (no_plain, no_plain)
 
 
@@ -142,6 +142,11 @@ def test_unknown_students_come_last_and_have_no_rank() -> None:
     assert ranking.row("a").score == Unknown("the size of 'a' is unknown")
     assert [segment.winners for segment in ranking.winners] == [("b",)]
     assert ranking.front.unknown == ("a", "c")
+
+
+def test_under_a_teacher_of_unknown_accuracy_nobody_has_an_adjusted_score() -> None:
+    ranking = rank([model("S", 10, 0.8)], model("T", 100, None), majority=TENTH)
+    assert {row.chance_adjusted for row in ranking.rows} == {Unknown("the accuracy of 'T' is unknown")}
 
 
 def test_a_teacher_at_chance_leaves_only_the_adjusted_scores_unknown() -> None:

@@ -9,7 +9,7 @@ from survey_print import CROSSOVERS, TABLE1, TABLE2
 from kdbench.paper import Paper
 from kdbench.testing.checks import facts
 
-OURS = {"our-ds", "crossovers", "golden-line", "ds", "gain", "winner"}
+OURS = {"our-ds", "crossovers", "golden-line", "ds", "gain", "opposed", "winner"}
 
 
 @pytest.fixture(scope="module")

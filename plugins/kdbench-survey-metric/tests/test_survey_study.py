@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
-from survey_models import GOLDEN, GOLDEN_TEACHER
+from survey_models import GOLDEN, GOLDEN_TEACHER, model
 from survey_print import TABLE1, TABLE2
 from survey_smoke import smoke_run
 
@@ -18,6 +19,7 @@ from kdbench.plugins import registry
 from kdbench.record import Record
 from kdbench.result import Reproduction, read_run
 from kdbench.store import Store
+from kdbench_survey_metric.ranking import rank
 from kdbench_survey_metric.stages import RecomputeReductions, Score, opposed_pairs
 from kdbench_survey_metric.study import ALPHAS, WIDTHS
 
@@ -219,6 +221,29 @@ def test_opposed_pairs_is_kendalls_distance_over_what_both_rank() -> None:
     assert opposed_pairs(first, {"a": 2.0, "b": 2.0, "c": 3.0}) == 0.0  # a tie opposes nothing
     assert opposed_pairs(first, {"c": 4.0, "b": 5.0, "elsewhere": 0.0}) == 1.0
     assert opposed_pairs(first, {"a": 1.0}) is None
+
+
+def test_both_shares_of_opposed_pairs_are_of_the_same_students() -> None:
+    """One half of the split sees no gap of 'c' to close, so its pairs count in neither share."""
+    wrong = {  # on each half of 100 examples
+        "teacher": (0, 0),
+        "plain-a": (40, 40),
+        "plain-b": (40, 40),
+        "plain-c": (0, 40),
+        "distilled-a": (20, 20),
+        "distilled-b": (10, 10),
+        "distilled-c": (0, 40),
+    }
+    right = {role: np.ones(200, dtype=np.bool_) for role in wrong}
+    for role, (even, odd) in wrong.items():
+        right[role][: 2 * even : 2] = False
+        right[role][1 : 2 * odd : 2] = False
+    sizes = {"a": 10, "b": 50, "c": 90}
+    models = {r: model(r, sizes.get(r[-1], 100), float(each.mean())) for r, each in right.items() if r != "teacher"}
+    plain = {f"distilled-{name}": models[f"plain-{name}"] for name in sizes}
+    ranking = rank(models.values(), model("teacher", 100, 1.0), plain=plain)
+    shares = Score(students=tuple(sizes), alphas=(0.5,), alpha=0.5)._opposed(ranking, right)
+    assert shares == {"test.opposed.score": 1.0, "test.opposed.itself": 0.0}
 
 
 takd = pytest.mark.skipif("takd" not in registry().papers, reason="kdbench-takd is not installed")

@@ -142,6 +142,9 @@ def test_a_file_as_a_spreadsheet_writes_it(write: Write):
     [
         (GOOD + "b,many,0.7\n", "'many' is not a number", "line 4, column 'size'"),
         (GOOD + 'b,"1,000",0.7\n', "'1,000' is not a number", "line 4, column 'size'"),
+        (GOOD + "b,1_00,0.7\n", "'1_00' is not a number", "line 4, column 'size'"),
+        (GOOD + "b,\u0661\u0660,0.7\n", "'\u0661\u0660' is not a number", "line 4, column 'size'"),
+        (GOOD + "b,1e999,0.7\n", "'1e999' is not a number", "line 4, column 'size'"),
         (GOOD + "b,100,nan\n", "'nan' is not a number", "line 4, column 'accuracy'"),
         (GOOD + "b,inf,0.7\n", "'inf' is not a number", "line 4, column 'size'"),
         (GOOD + "b,0,0.7\n", "size is 0, not above 0", "line 4, column 'size'"),

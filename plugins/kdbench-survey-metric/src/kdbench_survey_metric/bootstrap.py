@@ -3,6 +3,16 @@
 Every draw takes the seeds with replacement and, independently, the test examples with replacement, the same ones for
 every seed and for student, teacher and student without a teacher: all of them answered the same examples. Accuracies
 are averaged over seeds before anything is computed from them, as in a table of means.
+
+Percentiles of such draws are too close together where seeds are few: drawing S seeds anew from themselves spreads by
+(S - 1) / S of the variance that S new trainings would have, and a few draws of a normal law spread as Student's t, not
+as the normal law. So the ends of an interval lie further from its estimate than those of the draws, by
+
+    sqrt(S / (S - 1)) t[S - 1] / z
+
+with both quantiles at the interval's level; 1.58 for five seeds at 95 %. One factor serves for examples and seeds
+together: it is right where the seeds make the spread, and too wide, never too narrow, where the examples do. With one
+seed there is nothing to widen: the interval is that of the examples alone, and says so.
 """
 
 from __future__ import annotations
@@ -43,13 +53,13 @@ class Outcomes(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True, tag="interval"):
-    """An estimate and its percentile intervals.
+    """An estimate and its percentile intervals, widened for few seeds as the module says.
 
     Attributes
     ----------
     estimate : from all examples and seeds.
-    se : standard deviation of the draws.
-    low90, high90, low95, high95 : two-sided 90 % and 95 % percentile intervals.
+    se : standard deviation of the draws, not widened.
+    low90, high90, low95, high95 : two-sided 90 % and 95 % intervals.
     examples, seeds, draws : what they rest on.
     notes : what weakens them (one seed, few seeds, few examples, draws left out).
     """
@@ -135,7 +145,8 @@ class Sample:
         lost = 1.0 - kept.size / values.size
         if lost > _UNDEFINED:
             return Unknown(f"in {100 * lost:.0f} % of the bootstrap draws {undefined}: too few examples or seeds")
-        low95, low90, high90, high95 = (float(end) for end in np.quantile(kept, (0.025, 0.05, 0.95, 0.975)))
+        low95, high95 = self._ends(kept, estimate, 0.95)
+        low90, high90 = self._ends(kept, estimate, 0.90)
         notes = self._notes()
         if lost:
             notes += (f"{values.size - kept.size} of {values.size} draws are left out, because {undefined} in them",)
@@ -153,16 +164,35 @@ class Sample:
             notes=notes,
         )
 
+    def _ends(self, drawn: Array, estimate: float, level: float) -> tuple[float, float]:
+        """The percentile interval of the draws, widened about the estimate for the number of seeds."""
+        tail = (1.0 - level) / 2
+        low, high = np.quantile(drawn, (tail, 1.0 - tail))
+        wider = _widening(self.seeds, level)
+        return estimate + wider * float(low - estimate), estimate + wider * float(high - estimate)
+
     def _notes(self) -> tuple[str, ...]:
         notes = []
         if self.seeds == 1:
             notes.append("one seed: the interval says nothing about how another training would end")
         elif self.seeds < FEW_SEEDS:
-            short = 100 * (1 - ((self.seeds - 1) / self.seeds) ** 0.5)
-            notes.append(f"only {self.seeds} seeds: the spread between seeds is understated by about {short:.0f} %")
+            wider = _widening(self.seeds, 0.95)
+            notes.append(
+                f"only {self.seeds} seeds: the 95 % interval is {wider:.1f} times that of the draws, and rough"
+            )
         if self.examples < FEW_EXAMPLES:
             notes.append(f"only {self.examples} test example{'s' if self.examples > 1 else ''}: the interval is rough")
         return tuple(notes)
+
+
+def _widening(seeds: int, level: float) -> float:
+    """How much further from the estimate an end lies than that of the draws; 1 with one seed, which has no spread."""
+    from scipy import stats
+
+    if seeds == 1:
+        return 1.0
+    upper = (1.0 + level) / 2
+    return float((seeds / (seeds - 1)) ** 0.5 * stats.t.ppf(upper, seeds - 1) / stats.norm.ppf(upper))
 
 
 def _boolean(name: str, rows: Sequence[ArrayLike]) -> NDArray[np.bool_]:

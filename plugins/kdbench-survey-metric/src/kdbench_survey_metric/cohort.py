@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.errors import KdbenchError, StageError
-from kdbench.result import Reproduction
+from kdbench.result import Reproduction, RunFile
 from kdbench.stage import Finished
 from kdbench_survey_metric import evidence
 from kdbench_survey_metric.interval import (
@@ -112,9 +112,10 @@ def of_family(family: Family, results: Sequence[Reproduction], unit: SizeUnit) -
             split=evidence.SPLIT,
         )
 
-    notes += [f"run {run.id} is {run.status}: not all that it asked for was measured" for run in runs if run.failures]
+    notes += [f"run {run.id} is {run.status}: not all that it asked for was measured" for run in runs if _lacks(run)]
     notes += [run.data.note for run in runs[:1] if run.data.note]
     notes += [f"{s.name} is also {' and '.join(s.cells[1:])}" for s in family.students if len(s.cells) > 1]
+    notes += [note for student in family.students if (note := _without_baseline(student, seeds))]
     notes += [labels.reason] if isinstance(labels, Unknown) else []
     return Cohort(
         origin=Origin(
@@ -184,6 +185,11 @@ def _leader(ranking: Ranking) -> str | None:
     return next((row.name for row in ranking.rows if row.rank == 1), None)
 
 
+def _lacks(run: RunFile) -> bool:
+    """Whether a stage failed or a cell could not be read; a figure that could not be drawn takes no number away."""
+    return any(failure.hash or failure.label.startswith("cell ") for failure in run.failures)
+
+
 def _common_seeds(family: Family) -> tuple[list[int], list[str]]:
     """Seeds that every student has, and a note on those left out."""
     having = {seed: [s.name for s in family.students if seed in s.seeds] for seed in family.teachers}
@@ -195,7 +201,11 @@ def _common_seeds(family: Family) -> tuple[list[int], list[str]]:
             cure="run them with the same seeds",
         )
     left = [seed for seed in having if seed not in common]
-    return common, [f"seeds {_listed(left)} are left out: not every student has them"] if left else []
+    if not left:
+        return common, []
+    several = len(left) > 1
+    words = f"{_seeds(left)} {'are' if several else 'is'} left out: not every student has {'them' if several else 'it'}"
+    return common, [words]
 
 
 def _labels(family: Family, seed: int) -> evidence.Labels | Unknown:
@@ -214,6 +224,14 @@ def _baselines(student: Student, seeds: Sequence[int]) -> list[Finished] | None:
     """The student without a teacher at every seed; None where one is missing."""
     found = [stage for seed in seeds if (stage := student.seeds[seed].baseline) is not None]
     return found if len(found) == len(seeds) else None
+
+
+def _without_baseline(student: Student, seeds: Sequence[int]) -> str | None:
+    """Which seeds keep it from being held against itself; None where all or none of them do."""
+    lacking = [seed for seed in seeds if student.seeds[seed].baseline is None]
+    if not 0 < len(lacking) < len(seeds):
+        return None
+    return f"{student.name}: its accuracy without a teacher is not known at {_seeds(lacking)}"
 
 
 def _answers(
@@ -249,6 +267,10 @@ def _mean_size(stages: Sequence[Finished], unit: SizeUnit) -> Size | None:
     """Their mean, which is the size of each unless seeds were pruned differently; None where one is missing."""
     sizes = [size.value for stage in stages if (size := evidence.size_of(stage, unit)) is not None]
     return Size(math.fsum(sizes) / len(sizes), unit) if len(sizes) == len(stages) else None
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}"
 
 
 def _listed(seeds: Iterable[int]) -> str:

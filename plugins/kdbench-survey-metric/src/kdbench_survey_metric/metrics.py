@@ -9,7 +9,7 @@ from kdbench.metric import Metric
 
 __all__ = ["kdbench_metrics"]
 
-_SURVEY = "Alkhulaifi, Alsahli, Ahmad 2021"
+_SURVEY = "Alkhulaifi, Alsahli, Ahmad 2021, its formula through public notes on it (third-party)"
 _OURS = "derived; kdbench-survey-metric"
 
 

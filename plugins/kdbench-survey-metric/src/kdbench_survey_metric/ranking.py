@@ -151,7 +151,7 @@ def rank(
 def _student(
     student: Measured, teacher: Measured, alpha: float, majority: Accuracy | None, plain: Measured | None
 ) -> Row:
-    no_plain = Unknown(f"'{student.name}' was not trained without a teacher")
+    no_plain = Unknown(f"the accuracy of '{student.name}' without a teacher is not known")
     score = score_of_ratios(ratios(student, teacher), alpha)
     return _row(
         student,
@@ -238,7 +238,9 @@ def _adjusted(teacher: Measured, chance: Accuracy | None, adjusted: Callable[[Ac
     """A chance-adjusted score; unknown, not refused, under a teacher that is no better than guessing."""
     if chance is None:
         return Unknown("the rate of the largest class is unknown")
-    if teacher.accuracy is not None and teacher.accuracy.value <= chance.value:
+    if teacher.accuracy is None:
+        return Unknown(f"the accuracy of '{teacher.name}' is unknown")
+    if teacher.accuracy.value <= chance.value:
         return Unknown(f"the teacher's {teacher.accuracy} is at or below chance ({chance})")
     return adjusted(chance)
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from kdbench.data.base import DataRef
 from kdbench.errors import KdbenchError, unknown
-from kdbench.metric import Subject
+from kdbench.metric import Subject, with_baselines
 from kdbench.result import Reproduction
 from kdbench.stage import Finished, read_spec
 from kdbench.store import Store
@@ -242,15 +240,8 @@ def _subjects(result: Reproduction, shelf: _Shelf) -> list[Subject]:
         if "network" not in student.record.notes:
             continue
         data = data or read_spec(student.folder).data
-        found.append(Subject(value.cell, value.seed, student, shelf.teacher(student), None, data))
-    plain: dict[bytes, Finished] = {}
-    for subject in found:
-        if subject.teacher is None:
-            plain.setdefault(_training(subject), subject.student)
-    return [
-        subject if subject.teacher is None else subject._replace(baseline=plain.get(_training(subject)))
-        for subject in found
-    ]
+        found.append(Subject(value.cell, value.seed, student, shelf.teacher(student), data))
+    return with_baselines(found)
 
 
 def _measured_as(teachers: Mapping[int, Finished], results: Iterable[Reproduction]) -> tuple[str, ...]:
@@ -264,12 +255,6 @@ def _measured_as(teachers: Mapping[int, Finished], results: Iterable[Reproductio
             if value.metric == f"{SPLIT}.accuracy" and len(value.stages) == 1 and value.stages[0] in hashes
         )
     )
-
-
-def _training(subject: Subject) -> bytes:
-    """What a student and its baseline have in common, as in :mod:`kdbench.metric`: network, recipe, seed."""
-    notes = subject.student.record.notes
-    return msgspec.json.encode((subject.seed, notes.get("network"), notes.get("recipe")), order="sorted")
 
 
 def _inputs(stage: Finished) -> dict[str, str]:

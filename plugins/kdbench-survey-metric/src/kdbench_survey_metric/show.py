@@ -91,7 +91,10 @@ def _conditions(scored: Scored) -> str:
 
 def _legend(scored: Scored) -> str:
     alpha = scored.ranking.alpha
-    return f"DS at alpha {alpha:g}, lower is better; size relative to the teacher's; dDS above 0: distillation helped"
+    return (
+        f"DS at alpha {alpha:g}, lower is better; size relative to the teacher's; dDS above 0: distillation helped\n"
+        "accuracies are averaged over seeds before ratios are taken; a report's scores are means over seeds"
+    )
 
 
 def _table(scored: Scored, level: int) -> Table:
@@ -152,7 +155,9 @@ def _reasons(row: Row) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, outcome in named.items():
         if isinstance(outcome, Unknown):
-            names.setdefault(outcome.reason.replace(f"'{row.name}' was", "it was"), []).append(name)
+            names.setdefault(
+                outcome.reason.replace(f"the accuracy of '{row.name}' without", "its accuracy without"), []
+            ).append(name)
     return [f"{' and '.join(those)} unknown: {reason}" for reason, those in names.items()]
 
 

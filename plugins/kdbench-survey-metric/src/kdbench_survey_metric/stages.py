@@ -140,7 +140,7 @@ class Score(Stage, frozen=True):
       smaller student;
     - ``test.opposed.score``: share of pairs that the score at ``alpha`` and the gap closed rank in opposite order;
       ``test.opposed.itself``: share of pairs that the gap closed ranks in opposite order on the two halves of the
-      test split.
+      test split; both over the students that all of these rankings have.
 
     What is unknown leaves no metric; the notes say why, under ``unknown``.
     """
@@ -210,12 +210,18 @@ class Score(Stage, frozen=True):
         }
 
     def _opposed(self, ranking: Ranking, right: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-        """How far two rankings of the distilled students disagree; nothing where no pair can be compared."""
+        """How far two rankings of the distilled students disagree, over the students that all of them have.
+
+        Nothing where no pair can be compared.
+        """
         rows = {name: ranking.row(f"distilled-{name}") for name in self.students}
         scores, _ = _split({name: row.score for name, row in rows.items()})
         closed, _ = _split({name: row.gap_closed for name, row in rows.items()})
         left = {name: -value for name, value in closed.items()}  # what is not closed: less is better, as in the score
         even, odd = (self._closed(right, half) for half in (slice(0, None, 2), slice(1, None, 2)))
+        # Both shares of the same pairs: a student whose gap one half of the split does not see is in neither.
+        common = scores.keys() & left.keys() & even.keys() & odd.keys()
+        scores, left, even, odd = ({name: each[name] for name in common} for each in (scores, left, even, odd))
         shares = {"test.opposed.score": opposed_pairs(scores, left), "test.opposed.itself": opposed_pairs(even, odd)}
         return {name: share for name, share in shares.items() if share is not None}
 

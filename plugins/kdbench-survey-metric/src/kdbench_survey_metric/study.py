@@ -47,7 +47,7 @@ def reproduce(lab: Lab) -> Iterator[Measurement]:
 
 
 def golden(lab: Lab) -> Iterator[Measurement]:
-    """The four students whose scores were found in print, and the alphas at which they change places."""
+    """The four students whose scores were found in public notes on the paper, and where in alpha they change places."""
     value = _printed(lab)
     names = [cell.split("/")[1] for cell in value if cell.startswith("golden/") and cell.endswith("/DS")]
     pairs = [cell.split("/")[1].split("-") for cell in value if cell.startswith("crossovers/")]
@@ -130,7 +130,7 @@ def _cells(dataset: str) -> dict[str, str]:
         cells |= {f"{gain}/{row}/size": f"size.{row}"}
         cells |= {f"{gain}/{row}/{column}": f"test.{column}.{row}" for column in ("chance-adjusted", "worst-class")}
     cells |= {f"{gain}/{row}/{column}": f"test.{column}.{row}" for row in distilled for column in ("dDS", "gap-closed")}
-    cells |= {f"{gain}/opposed-to-{other}/gap-closed": f"test.opposed.{other}" for other in ("score", "itself")}
+    cells |= {f"opposed/{dataset}/pairs/{other}": f"test.opposed.{other}" for other in ("score", "itself")}
     cells |= {f"{winner}/size/{alpha:g}": f"test.winner-size.{alpha:g}" for alpha in ALPHAS}
     cells |= {f"{winner}/path/{name}": f"test.{name}" for name in ("moves", "moves-to-smaller")}
     return cells | {f"{ds}/constant/accuracy": "test.accuracy.constant"}

@@ -15,7 +15,7 @@ from kdbench_survey_metric.measured import Accuracy, Known, Measured, Outcome
 __all__ = ["ALPHA", "chance_adjusted_score", "gap_closed", "score", "score_gain", "worst_class_score"]
 
 ALPHA = 0.5
-"""The survey's own example."""
+"""The survey's own example, known through public notes on it (third-party)."""
 
 
 def score(subject: Subject) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,6 +26,8 @@ COLUMNS = ("name", "size", "accuracy", "role", "plain")
 NEEDED = COLUMNS[:3]
 ROLES = ("teacher", "student")
 MISSING = ("", "-")
+# Stricter than float(), which also reads 1_00 and the digits of every script.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 T = TypeVar("T", Size, Accuracy)
 
@@ -43,10 +46,7 @@ class _Line(NamedTuple):
         text = self.text.get(column, "")
         if text in MISSING:
             return None
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
+        number = float(text) if _NUMBER.fullmatch(text) else math.nan
         if not math.isfinite(number):
             raise KdbenchError(
                 f"'{text}' is not a number",
