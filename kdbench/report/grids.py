@@ -145,7 +145,9 @@ def claim_grids(result: Reproduction) -> list[Grid]:
         for index, alternative in enumerate(verdict.tests):
             for test in alternative:
                 digits = decimals(test.sd, test.margin)
-                interval = "" if test.low is None else f"{_signed(test.low, digits)} to {_signed(test.high, digits)}"
+                interval = ""
+                if test.low is not None and not test.exact:
+                    interval = f"{_signed(test.low, digits)} to {_signed(test.high, digits)}"
                 rows.append(
                     [
                         f"{test.left} {_SIGN[test.relation]} {test.right}",
