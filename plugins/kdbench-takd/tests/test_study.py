@@ -169,7 +169,7 @@ def floors(prepared: Prepared) -> Iterator[tuple[tuple[int, ...], float | None]]
 def test_gates_stand_before_the_teachers_whose_accuracy_is_known() -> None:
     laptop = dict(floors(planned()))
     assert {way: laptop.pop(way) for way in [(4,), (6,), (8,), (10,)]} == pytest.approx(
-        {(4,): 91.8, (6,): 92.48, (8,): 92.29, (10,): 92.91}
+        {(4,): 88.8, (6,): 89.48, (8,): 89.29, (10,): 89.91}
     )
     assert set(laptop.values()) == {None}  # what was distilled is the method's own, good or bad
     assert len(laptop) == 8
