@@ -112,6 +112,8 @@ def prepare(
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
     readings: list[str] = [reading.id for reading in facts.protocols]
+    if not readings:
+        raise KdbenchError(f"'{paper}' declares no protocol", cure="a fault of its facts: one [[protocols]] at least")
     protocol = protocol or ("clean" if "clean" in readings else readings[0])
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)

@@ -49,11 +49,12 @@ def examine(plugins: Registry, store: Store, *, studies: bool = False) -> list[P
 def _blame_for_plans(paper: Paper, owner: PluginInfo) -> None:
     from kdbench.api import prepare
 
-    for reading in paper.protocols:
+    readings: list[str | None] = [reading.id for reading in paper.protocols]
+    for reading in readings or [None]:
         try:
-            prepare(paper.id, tier="smoke", protocol=reading.id, claims="all", device="cpu", fetch=False)
+            prepare(paper.id, tier="smoke", protocol=reading, claims="all", device="cpu", fetch=False)
         except (Exception, SystemExit) as error:  # whatever a third party's code raises
-            owner.blame(f"plan of '{paper.id}' ({reading.id})", error)
+            owner.blame(f"plan of '{paper.id}'" + (f" ({reading})" if reading else ""), error)
 
 
 def _blame_for_run(paper: str, owner: PluginInfo, known: dict[str, PluginInfo], store: Store) -> None:

@@ -38,6 +38,7 @@ STUDIES = {
 YIELDED = HOOK.format(what="paper('odd', study)")
 ODD = {
     **{name: f"{PAPER}def study(lab):\n{body}\n{YIELDED}" for name, body in STUDIES.items()},
+    "no protocol": replaced("protocols=()"),
     "an id that is a number": PAPER + HOOK.format(what="paper(7, measured)"),
     "an empty id": PAPER + HOOK.format(what="paper('', measured)"),
     "an id that is a path": PAPER + HOOK.format(what="paper('../up', measured)"),
@@ -60,6 +61,7 @@ SAID = {
     "yields nothing callable": "plan of 'odd' (clean): the study of 'odd' raised TypeError: 'int' object",
     "exits": "plan of 'odd' (clean): the study of 'odd' raised SystemExit: 0",
     "measures twice": "plan of 'odd' (clean): the study measures 'table1/more' twice for seed 0",
+    "no protocol": "plan of 'odd': 'odd' declares no protocol; a fault of its facts",
     "an id that is a number": "kdbench_papers: ValueError: 7 is no id",
     "an empty id": "kdbench_papers: ValueError: '' is no id",
     "an id that is a path": "kdbench_papers: ValueError: '../up' is no id",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdbench.component import Component
 from kdbench.record import Outcome
-from kdbench.stage import PREDICTIONS, Finished, Stage, Work
+from kdbench.stage import Finished, Stage, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kdbench_survey_metric import measured
+    from kdbench_survey_metric.evidence import Labels
     from kdbench_survey_metric.measured import Accuracy
     from kdbench_survey_metric.ranking import Ranking, Row
 
 __all__ = ["Crossover", "Printed", "RecomputeGolden", "RecomputeReductions", "Reduction", "Score", "opposed_pairs"]
-
-# What a training record calls the units.
-_NOTED = {"parameters": "parameters", "nonzero parameters": "nonzero_parameters", "bytes": "bytes", "MACs": "macs"}
 
 
 class Printed(Component, frozen=True):
@@ -151,15 +149,15 @@ class Score(Stage, frozen=True):
     size_unit: Literal["parameters", "nonzero parameters", "bytes", "MACs"] = "parameters"
 
     def run(self, work: Work) -> Outcome:
-        from kdbench_survey_metric.measured import Accuracy
+        from kdbench_survey_metric import evidence
         from kdbench_survey_metric.ranking import rank
 
-        labels = work.data()["test"].labels.numpy()
         inputs = {role: work.input(role) for role in work.spec.inputs}
-        right = {role: stage.tensors(PREDICTIONS)["classes"].numpy() == labels for role, stage in inputs.items()}
-        models = {role: self._measured(role, stage, right[role], labels) for role, stage in inputs.items()}
+        labels = evidence.labels_of(work.spec.data, inputs["teacher"])
+        right = {role: self._right(stage, labels) for role, stage in inputs.items()}
+        models = {role: self._measured(role, stage, right[role], labels, work) for role, stage in inputs.items()}
         teacher = models.pop("teacher")
-        majority = Accuracy(100.0 * max((labels == label).mean() for label in range(labels.max() + 1)), "percent")
+        majority = evidence.majority_of(labels)
         plain = {f"distilled-{name}": models[f"plain-{name}"] for name in self.students}
 
         outcomes: dict[str, measured.Outcome] = {}
@@ -178,18 +176,25 @@ class Score(Stage, frozen=True):
         metrics |= known | self._winners(ranking) | self._opposed(ranking, right)
         return Outcome(metrics=metrics, notes={"unknown": unknown, "size unit": self.size_unit})
 
-    def _measured(
-        self, role: str, stage: Finished, right: NDArray[np.bool_], labels: NDArray[np.int64]
-    ) -> measured.Measured:
-        from kdbench_survey_metric.measured import Measured, Size
+    def _right(self, stage: Finished, labels: Labels) -> NDArray[np.bool_]:
+        from kdbench_survey_metric.evidence import correct
 
-        by_class = [right[labels == label] for label in range(labels.max() + 1)]
+        right = correct(stage, labels)
+        assert right is not None, "a training stage leaves its predictions"
+        return right
+
+    def _measured(
+        self, role: str, stage: Finished, right: NDArray[np.bool_], labels: Labels, work: Work
+    ) -> measured.Measured:
+        from kdbench_survey_metric import evidence
+        from kdbench_survey_metric.measured import Measured
+
         return Measured(
             name=role,
-            size=Size(stage.record.notes["sizes"][_NOTED[self.size_unit]], self.size_unit),
-            accuracy=_percent(right),
-            per_class=tuple(_percent(of) if of.size else None for of in by_class),
-            split="test",
+            size=evidence.size_of(stage, self.size_unit),
+            accuracy=evidence.accuracy_of(stage),
+            per_class=evidence.by_class(right, labels, work.spec.data.num_classes),
+            split=evidence.SPLIT,
         )
 
     def _winners(self, ranking: Ranking) -> dict[str, float]:
