@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from kdbench import errors
 from kdbench.networks.base import Cost, Network
+from kdbench.networks.basic_resnet import BASIC_RESNET_DEPTHS, BasicResNet
+from kdbench.networks.densenet import DenseNet
 from kdbench.networks.plain import PLAIN_SIZES, Plain
 from kdbench.networks.resnet import RESNET_DEPTHS, CifarResNet
 
-__all__ = ["NETWORKS", "CifarResNet", "Cost", "Network", "Plain", "network"]
+__all__ = ["NETWORKS", "BasicResNet", "CifarResNet", "Cost", "DenseNet", "Network", "Plain", "network"]
 
 NETWORKS: dict[str, Network] = {
     description.name: description
     for description in (
         *(Plain(size=size) for size in PLAIN_SIZES),
         *(CifarResNet(depth=depth) for depth in RESNET_DEPTHS),
+        *(BasicResNet(depth=depth) for depth in BASIC_RESNET_DEPTHS),
+        DenseNet(depth=100, growth=12, reduction=0.5),
     )
 }
 

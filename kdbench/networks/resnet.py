@@ -6,6 +6,7 @@ and batch norm, "option B") where the stage changes, which adds a few parameters
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdbench.errors import KdbenchError
@@ -15,7 +16,7 @@ from kdbench.networks.base import Cost, Network
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["RESNET_DEPTHS", "CifarResNet"]
+__all__ = ["RESNET_DEPTHS", "CifarResNet", "residual_cost"]
 
 RESNET_DEPTHS = (8, 14, 20, 26, 32, 44, 56, 110)
 WIDTHS = (16, 32, 64)
@@ -51,26 +52,33 @@ class CifarResNet(Network, frozen=True, kw_only=True):
         """A freshly initialised module; convolutions are normal with std ``sqrt(2 / (k * k * filters))``."""
         from kdbench.networks._resnet_module import ResNetModule
 
-        return ResNetModule(input_shape, WIDTHS, self.blocks, num_classes)
+        return ResNetModule(input_shape, WIDTHS, [self.blocks] * len(WIDTHS), num_classes)
 
     def cost(self, input_shape: tuple[int, int, int], num_classes: int) -> Cost:
         """Parameters and MACs by formula, projections included."""
-        channels, height, width = input_shape
-        kernel = counting.spatial(3, height)
+        return residual_cost(input_shape, WIDTHS, [self.blocks] * len(WIDTHS), num_classes)
 
-        def conv_bn(inputs: int, outputs: int, size: tuple[int, int]) -> list[Cost]:
-            return [
-                counting.conv(inputs, outputs, size, height * width, bias=False),
-                counting.batch_norm(outputs),
-            ]
 
-        costs = conv_bn(channels, WIDTHS[0], kernel)
-        channels = WIDTHS[0]
-        for filters in WIDTHS:
-            if filters != channels:
-                height, width = -(-height // 2), -(-width // 2)
-                costs += conv_bn(channels, filters, (1, 1))
-            for _ in range(self.blocks):
-                costs += conv_bn(channels, filters, kernel) + conv_bn(filters, filters, kernel)
-                channels = filters
-        return counting.total([*costs, counting.linear(channels, num_classes)])
+def residual_cost(
+    input_shape: tuple[int, int, int], widths: Sequence[int], blocks: Sequence[int], num_classes: int
+) -> Cost:
+    """Cost of ``blocks[i]`` basic blocks of ``widths[i]`` filters for each i, with stem, projections and FC."""
+    channels, height, width = input_shape
+    kernel = counting.spatial(3, height)
+
+    def conv_bn(inputs: int, outputs: int, size: tuple[int, int]) -> list[Cost]:
+        return [
+            counting.conv(inputs, outputs, size, height * width, bias=False),
+            counting.batch_norm(outputs),
+        ]
+
+    costs = conv_bn(channels, widths[0], kernel)
+    channels = widths[0]
+    for filters, count in zip(widths, blocks, strict=True):
+        if filters != channels:
+            height, width = -(-height // 2), -(-width // 2)
+            costs += conv_bn(channels, filters, (1, 1))
+        for _ in range(count):
+            costs += conv_bn(channels, filters, kernel) + conv_bn(filters, filters, kernel)
+            channels = filters
+    return counting.total([*costs, counting.linear(channels, num_classes)])
