@@ -130,7 +130,7 @@ def prepare(
         tier=tier,
         dataset=dataset,
         protocol=protocol,
-        seeds=_seeds(seeds, tier),
+        seeds=_seeds(facts.default_seeds.get(tier, DEFAULT_SEEDS[tier]) if seeds is None else seeds),
         claims=claims,
         device=device,
         workers=_workers(workers, threads, device),
@@ -163,7 +163,7 @@ def reproduce(paper: str, *, listener: Listener | None = None, **options: Unpack
     dataset : a data set of the paper; by default the tier's own.
     data_dir : folder with a local copy of the data; by default it is generated or downloaded.
     protocol : ``written``, ``released`` or ``clean``; by default ``clean``, or the first that the paper has.
-    seeds : a count (0 ... n-1) or the seeds themselves; by default 1 at smoke, else 5.
+    seeds : a count (0 ... n-1) or the seeds themselves; by default the paper's own count, else 1 at smoke and 5.
     device : ``cpu``, ``cuda`` or ``auto`` (a GPU at tier full where there is one, else the CPU).
     workers, threads : processes, and torch threads in each; by default all cores, one thread each.
     claims : ``core``, ``all``, or ids such as ``H1,H3``.
@@ -336,9 +336,7 @@ def _locate(request: Request, fetch: bool, progress: Progress | None) -> DataRef
     return ref
 
 
-def _seeds(seeds: int | Sequence[int] | None, tier: str) -> tuple[int, ...]:
-    if seeds is None:
-        seeds = DEFAULT_SEEDS[tier]
+def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise KdbenchError(

@@ -40,6 +40,13 @@ def kdbench_objectives() -> Iterable[ObjectiveInfo]:
         create="kdbench.training:CrossEntropy",
     )
     yield ObjectiveInfo(
+        id="label-smoothing",
+        title="cross-entropy with smoothed labels",
+        source="Szegedy et al. 2016, Section 7",
+        create="kdbench.training:LabelSmoothing",
+        example={"epsilon": 0.1, "over": "all"},
+    )
+    yield ObjectiveInfo(
         id="distillation",
         title="cross-entropy with the labels and, at a temperature, with the teacher",
         source="Hinton, Vinyals, Dean 2015, Section 2",

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -236,6 +236,7 @@ class ParameterCount(Fact, frozen=True):
 class Paper(Fact, frozen=True):
     """Frozen facts of one paper, and the study that reproduces it.
 
+    ``default_seeds`` says how many seeds a run of each tier has unless it is told; else 1 at smoke and 5.
     ``figures`` is the import path ``module:function`` of ``figures(result) -> dict[str, str]``, which draws a finished
     run: SVG texts by short names, kept with the run and shown in the dossier.
     """
@@ -256,6 +257,7 @@ class Paper(Fact, frozen=True):
     deviations: tuple[Deviation, ...] = ()
     gates: tuple[Gate, ...] = ()
     parameter_counts: tuple[ParameterCount, ...] = ()
+    default_seeds: dict[str, Annotated[int, msgspec.Meta(ge=1)]] = {}
     figures: str = ""
     study: Any = None
 
@@ -327,6 +329,8 @@ class Paper(Fact, frozen=True):
             for protocol in line.protocols or readings:
                 if not line.text(protocol):
                     raise KdbenchError(f"deviation {line.id} says nothing of '{protocol}'", where=where)
+        if wrong := self.default_seeds.keys() - set(TIERS):
+            raise KdbenchError(f"default_seeds knows no tier '{min(wrong)}'", where=where, cure=f"tiers: {TIERS}")
         for tier in TIERS:
             if self.default_dataset.get(tier) not in self.datasets:
                 raise KdbenchError(f"tier '{tier}' has no default among the paper's data sets", where=where)

@@ -17,7 +17,8 @@ from kdbench.errors import KdbenchError
 from kdbench.files import atomic_write
 from kdbench.metric import MetricUsed, Score
 from kdbench.paper import Claim, Deviation, Paper, ReportedTable
-from kdbench.record import Environment
+from kdbench.record import Environment, Record
+from kdbench.stage import read_record
 
 if TYPE_CHECKING:
     import pandas
@@ -136,11 +137,26 @@ class Reproduction:
         self.path = path
         self.traces: dict[str, str] = {}
         self._judged: tuple[ClaimVerdict, ...] | None = None
+        self._kept: dict[str, Record] | None = None
 
     @property
     def complete(self) -> bool:
         """Whether every stage finished."""
         return self.run.status == "finished"
+
+    def record(self, stage: str) -> Record | None:
+        """The record of one of the run's stages, by its hash, from the store or the dossier that the run lies in.
+
+        Returns
+        -------
+        Record or None : None where it is in neither.
+        """
+        found = read_record(self.path.parent.parent / "stages" / stage)
+        if found is None and self._kept is None:
+            kept = self.path / "records.jsonl"
+            lines = kept.read_bytes().splitlines() if kept.exists() else []
+            self._kept = {record.hash: record for record in (msgspec.json.decode(line, type=Record) for line in lines)}
+        return found or (self._kept or {}).get(stage)
 
     def samples(self) -> dict[str, dict[int, float]]:
         """Measured values by cell and seed."""
@@ -185,7 +201,9 @@ class Reproduction:
             return []
         if self.run.data.note:
             reasons.append(self.run.data.note)
-        if not self._on_reported_data():
+        if not any(cell.value is not None for table in tables for cell in table.cells):
+            reasons.append("no number of the paper was read")
+        elif not self._on_reported_data():
             reasons.append(f"the paper has no {self.run.data.title}")
         if request.tier != "full":
             reasons.append(f"tier {request.tier} is not the paper's scale")

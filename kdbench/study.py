@@ -194,6 +194,7 @@ class Lab:
             floor=None if gate is None else gate.claimed - gate.tolerance,
             cache=recipe.augmentation == "none",
             holdout=recipe.holdout,
+            label_noise=recipe.label_noise,
         )
         return self.stage(
             stage,

@@ -10,7 +10,7 @@ import click
 from kdbench.cli.options import console, json_option, print_json
 
 if TYPE_CHECKING:
-    from kdbench.data import DataRef
+    from kdbench.data import DataRef, Dataset
 
 data_dir_option = click.option("--data-dir", metavar="DIR", help="A local copy: an archive or an unpacked folder.")
 
@@ -35,7 +35,7 @@ def list_(*, as_json: bool) -> None:
             "sizes": dataset.sizes,
             "classes": dataset.num_classes,
             "input_shape": dataset.input_shape,
-            "state": "generated" if dataset.embedded else "here" if dataset.at_hand(cache) else "not fetched",
+            "state": _state(dataset, cache),
             "citation": dataset.citation,
         }
         for dataset in registry().datasets.values()
@@ -50,10 +50,11 @@ def list_(*, as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
+@data_dir_option
 @json_option
-def fetch(*, name: str, as_json: bool) -> None:
-    """Download NAME (or generate it) and check it."""
-    _tell(_locate(name, None), as_json)
+def fetch(*, name: str, data_dir: str | None, as_json: bool) -> None:
+    """Make NAME ready and check it: download it, generate it, or read a local copy."""
+    _tell(_locate(name, data_dir), as_json)
 
 
 @command.command()
@@ -80,6 +81,14 @@ def where(*, name: str | None) -> None:
 
     cache = default_cache()
     click.echo(str(cache / registry().dataset(name).id if name else cache))
+
+
+def _state(dataset: Dataset, cache: Path) -> str:
+    if dataset.supplied:
+        return "never downloaded: --data-dir names its folder"
+    if dataset.embedded:
+        return "generated"
+    return "here" if dataset.at_hand(cache) else "not fetched"
 
 
 def _locate(name: str, data_dir: str | None) -> DataRef:

@@ -40,7 +40,11 @@ def axes(function: F) -> F:
             metavar="NAME",
             help="written, released or clean.  [default: clean, or the first that the paper has]",
         ),
-        click.option("--seeds", metavar="N|A,B,...", help="How many seeds, or which.  [default: 1 at smoke, else 5]"),
+        click.option(
+            "--seeds",
+            metavar="N|A,B,...",
+            help="How many seeds, or which.  [default: the paper's own]",
+        ),
         click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
         click.option("--workers", type=int, metavar="N", help="Stages at a time.  [default: one a core]"),
         click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="Torch threads a worker."),

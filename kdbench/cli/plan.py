@@ -34,6 +34,7 @@ def show_plan(console: Console, prepared: Prepared) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from kdbench.plugins import registry
     from kdbench.report.progress import duration
 
     plan, request, store = prepared.plan, prepared.request, prepared.store
@@ -79,7 +80,11 @@ def show_plan(console: Console, prepared: Prepared) -> None:
             highlight=False,
         )
     if data.fingerprint == "not fetched":
-        console.print(f"{data.title} is not here yet; it would be downloaded, or name a copy with --data-dir")
+        supplied = registry().dataset(data.dataset).supplied
+        cure = (
+            "name its folder with --data-dir" if supplied else "it would be downloaded, or name a copy with --data-dir"
+        )
+        console.print(f"{data.title} is not here yet; {cure}")
 
 
 def _kind(label: str) -> str:

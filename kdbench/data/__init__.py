@@ -63,6 +63,18 @@ DATASETS: dict[str, Dataset] = {
             locate="kdbench.data.cifar:locate_cifar100",
             archive="cifar-100-binary.tar.gz",
         ),
+        Dataset(
+            id="tiny-imagenet",
+            title="Tiny-ImageNet",
+            input_shape=(3, 32, 32),  # what networks see; the images have 64x64 pixels
+            num_classes=200,
+            # The test split is the official validation images: the official test labels were never published.
+            sizes={"train": 100_000, "test": 10_000},
+            citation="Le and Yang, Tiny ImageNet Visual Recognition Challenge, CS 231N, 2015",
+            embedded=False,
+            locate="kdbench.data.tiny_imagenet:locate",
+            supplied=True,
+        ),
     )
 }
 

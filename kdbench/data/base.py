@@ -23,6 +23,7 @@ class DataRef(msgspec.Struct, frozen=True):
     ``fingerprint`` names the content and is part of every stage's identity; ``path`` is where it lies on this machine
     and is not. ``official`` is False where the checksums are not the published ones, and ``note`` then says why the
     numbers cannot stand beside the paper's. ``load`` is the import path of ``load(ref) -> dict[str, Split]``.
+    ``input_shape`` is what networks take; the inputs of a split may be larger images, which are then resized.
     """
 
     dataset: str
@@ -42,7 +43,7 @@ class Dataset(msgspec.Struct, frozen=True):
 
     ``locate(data_dir, cache, progress) -> DataRef`` finds (or generates, or downloads) and checks the files;
     it is given as an import path so that describing a data set costs nothing. ``archive`` is the file name under which
-    a downloaded data set lies in ``cache / id``.
+    a downloaded data set lies in ``cache / id``. ``supplied`` data is never downloaded: the user gives the folder.
     """
 
     id: str
@@ -54,9 +55,10 @@ class Dataset(msgspec.Struct, frozen=True):
     embedded: bool
     locate: str
     archive: str = ""
+    supplied: bool = False
 
     def at_hand(self, cache: Path) -> bool:
-        """Whether :attr:`locate` can do without the network: the data is generated, or its archive was downloaded."""
+        """Whether :attr:`locate` can do without the network and the user: the data is generated, or was downloaded."""
         return self.embedded or (cache / self.id / self.archive).is_file()
 
     def expected(self) -> DataRef:

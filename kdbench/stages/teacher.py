@@ -19,19 +19,20 @@ class Teacher(Stage, frozen=True):
     ----------
     floor : the accuracy (top-1 %) below which nobody may distil from it; None where no claim is known.
     cache : whether the student will see unchanged inputs, so that the logits of the training split are computed once.
-    holdout : the recipe's holdout, so that teacher and student speak of the same training split.
+    holdout, label_noise : the recipe's, so that teacher and student speak of the same training split.
     """
 
     floor: float | None
     cache: bool
     holdout: float
+    label_noise: float = 0.0
 
     def run(self, work: Work) -> Outcome:
         from kdbench.training.evaluate import metrics_of, predict
 
         finished = work.input("network")
         accuracy = _check_gate(finished, self.floor)
-        splits = splits_of(work, self.holdout)
+        splits = splits_of(work, self.holdout, self.label_noise)
         model = finished.model(work)
         logits = predict(model, splits["train"].inputs)
         if self.cache:

@@ -45,14 +45,18 @@ class Train(Stage, frozen=True):
 
         from kdbench.training.evaluate import metrics_of, predict
         from kdbench.training.loop import fit
-        from kdbench.training.model import build_model, sizes_of
+        from kdbench.training.model import Normalised, build_model, sizes_of
         from kdbench.training.seeds import derive_seed
 
-        splits = splits_of(work, self.recipe.holdout)
+        splits = splits_of(work, self.recipe.holdout, self.recipe.label_noise)
         mean, std = _statistics(self.recipe, splits["train"])
         seed = derive_seed(work.seed, self.restart)
-        torch.manual_seed(derive_seed(seed, "init", self.network.name))
-        model = build_model(self.network, work.spec.data, mean, std).to(work.device)
+
+        def build(stream: str) -> Normalised:
+            torch.manual_seed(derive_seed(seed, stream, self.network.name))
+            return build_model(self.network, work.spec.data, mean, std).to(work.device)
+
+        model = build("init")
         history = fit(
             model,
             splits["train"],
@@ -61,7 +65,9 @@ class Train(Stage, frozen=True):
             seed=seed,
             checkpoints=work,
             teacher=_teacher(work, splits["train"]) if "teacher" in work.spec.inputs else None,
+            follower=self.objective.follower(lambda: build("follower")),
             selection=None if self.recipe.selection == "last" else splits[self.recipe.selection],
+            input_size=work.spec.data.input_shape[1:],
         )
         work.save_tensors(WEIGHTS, model.state_dict())
         logits = {name: predict(model, splits[name].inputs) for name in ("validation", "test") if name in splits}
@@ -71,6 +77,9 @@ class Train(Stage, frozen=True):
             f"{name}.{metric}": value
             for name, found in logits.items()
             for metric, value in metrics_of(found, splits[name].labels).items()
+        }
+        metrics |= {
+            name: sum(curve) / len(curve) for name, curve in history.curves.items() if name.startswith("objective.")
         }
         sizes = sizes_of(model, self.network, work.spec.data)
         notes = {

@@ -1,6 +1,6 @@
 """The one training loop and the values that describe a run of it. Importing this package does not import torch."""
 
-from kdbench.training.objectives import CrossEntropy, Distillation, Objective, ObjectiveInfo
+from kdbench.training.objectives import CrossEntropy, Distillation, LabelSmoothing, Objective, ObjectiveInfo
 from kdbench.training.recipe import SGD, Constant, Milestones, OneCycle, Recipe, Schedule
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Constant",
     "CrossEntropy",
     "Distillation",
+    "LabelSmoothing",
     "Milestones",
     "Objective",
     "ObjectiveInfo",

@@ -11,10 +11,15 @@ __all__ = ["Batch"]
 
 
 class Batch(NamedTuple):
-    """One step's material: inputs as the student sees them, labels, positions in the training split, teacher logits."""
+    """One step's material: inputs as the student sees them, labels, positions in the training split, teacher logits.
+
+    ``teacher_logits`` are empty where there is neither a teacher nor a network that trains along. ``seed`` is of this
+    step of this run, for an objective with random choices of its own.
+    """
 
     inputs: Tensor
     labels: Tensor
     indices: Tensor
     teacher_logits: Tensor
     epoch: int
+    seed: int = 0

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.base import Split
-from kdbench.data.transforms import random_crop, random_flip
+from kdbench.data.transforms import random_crop, random_flip, random_resized_crop
 from kdbench.errors import StageError
 from kdbench.training.batch import Batch
 from kdbench.training.evaluate import evaluate
+from kdbench.training.followers import Follower
 from kdbench.training.objectives import Objective
 from kdbench.training.recipe import Recipe
 from kdbench.training.seeds import derive_seed
@@ -56,7 +57,9 @@ def fit(
     seed: int,
     checkpoints: Checkpoints,
     teacher: TeacherLogits | None = None,
+    follower: Follower | None = None,
     selection: Split | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> History:
     """Train ``model`` in place and leave it with the selected epoch's weights.
 
@@ -64,12 +67,19 @@ def fit(
     ----------
     train : inputs ``[N, C, H, W]`` and labels ``[N]``, on the model's device.
     teacher : gives teacher logits for a batch; None for plain training.
+    follower : a network that trains along and stands in for the teacher.
     selection : the split on which the best epoch is chosen; None keeps the last.
+    input_size : height and width that ``resized-crop-flip`` leaves, what the network takes; None: those of ``train``.
 
     Raises
     ------
-    StageError : the loss is not finite.
+    StageError : the loss is not finite, or there are both a teacher and a follower.
     """
+    if teacher is not None and follower is not None:
+        raise StageError(
+            f"{type(objective).__name__} brings a network of its own that stands in for the teacher, and there is one",
+            cure="train it without a teacher: lab.train",
+        )
     optimizer = _optimizer(model, recipe)
     curves: dict[str, list[float]] = {"loss": [], "lr": []}
     best: dict[str, Any] = {"epoch": recipe.epochs - 1, "score": -math.inf, "weights": None}
@@ -78,19 +88,22 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         curves, best, first = state["curves"], state["best"], state["epoch"]
+        if follower is not None:
+            follower.load_state_dict(state["follower"])
     for epoch in range(first, recipe.epochs):
         checkpoints.progress(epoch, recipe.epochs)
         torch.manual_seed(derive_seed(seed, "torch", epoch))  # for networks with randomness of their own
-        loss, rate = _epoch(model, optimizer, train, recipe, objective, teacher, seed, epoch)
-        curves["loss"].append(loss)
-        curves["lr"].append(rate)
+        batches = _batches(train, recipe, follower or teacher, seed, epoch, input_size)
+        for name, value in _epoch(model, optimizer, batches, train, recipe, objective, follower, epoch).items():
+            curves.setdefault(name, []).append(value)
         if selection is not None:
-            _keep_best(model, selection, epoch, curves, best)
+            _keep_best(model, selection, epoch, curves, best, recipe.ties)
         if epoch + 1 < recipe.epochs and checkpoints.state_due():
             checkpoints.save_state(
                 {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "follower": None if follower is None else follower.state_dict(),
                     "curves": curves,
                     "best": best,
                     "epoch": epoch + 1,
@@ -104,51 +117,68 @@ def fit(
 def _epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    batches: Iterator[Batch],
     train: Split,
     recipe: Recipe,
     objective: Objective,
-    teacher: TeacherLogits | None,
-    seed: int,
+    follower: Follower | None,
     epoch: int,
-) -> tuple[float, float]:
-    """Mean loss of the epoch, and the rate that the optimiser really had at its first step."""
+) -> dict[str, float]:
+    """Means over the epoch of the loss and of what the objective observes, and the rate at its first step."""
     model.train()
     rates: list[float] = []
-    total = torch.zeros((), dtype=torch.float64, device=train.labels.device)
+    nothing = torch.zeros((), dtype=torch.float64, device=train.labels.device)
+    totals: dict[str, Tensor] = {}
     steps = math.ceil(len(train.labels) / recipe.batch_size)
-    for step, batch in enumerate(_batches(train, recipe, teacher, seed, epoch)):
+    for step, batch in enumerate(batches):
         position = (epoch + step / steps) / recipe.epochs
         for group in optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(epoch, position, recipe.epochs)
-        loss = objective.loss(model(batch.inputs), batch)
+        logits = model(batch.inputs)
+        loss = objective.loss(logits, batch)
+        with torch.no_grad():
+            seen = {f"objective.{name}": value for name, value in objective.observe(logits.detach(), batch).items()}
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if follower is not None:
+            follower.follow(model)
         rates.append(optimizer.param_groups[0]["lr"])
-        total += loss.detach() * len(batch.labels)
-    mean = total.item() / len(train.labels)
-    if not math.isfinite(mean):
+        for name, value in {"loss": loss.detach(), **seen}.items():
+            totals[name] = totals.get(name, nothing) + value * len(batch.labels)
+    means = {name: total.item() / len(train.labels) for name, total in totals.items()}
+    if not math.isfinite(means["loss"]):
         raise StageError(
-            f"the loss is {mean} in epoch {epoch + 1} of {recipe.epochs}",
+            f"the loss is {means['loss']} in epoch {epoch + 1} of {recipe.epochs}",
             cure=f"lower the learning rate (now {recipe.optimizer.lr:g}) or check the inputs and the objective",
         )
-    return mean, rates[0]
+    return {**means, "lr": rates[0]}
 
 
-def _batches(train: Split, recipe: Recipe, teacher: TeacherLogits | None, seed: int, epoch: int) -> Iterator[Batch]:
+def _batches(
+    train: Split,
+    recipe: Recipe,
+    teacher: TeacherLogits | None,
+    seed: int,
+    epoch: int,
+    input_size: tuple[int, int] | None = None,
+) -> Iterator[Batch]:
     device = train.labels.device
     order = torch.randperm(len(train.labels), generator=_generator(seed, "order", epoch)).to(device)
-    augment = _augmentation(recipe, _generator(seed, "augment", epoch))
+    size = input_size or (train.inputs.shape[2], train.inputs.shape[3])
+    augment = _augmentation(recipe, size, _generator(seed, "augment", epoch))
     nothing = torch.empty(0, device=device)
-    for indices in torch.split(order, recipe.batch_size):
+    for step, indices in enumerate(torch.split(order, recipe.batch_size)):
         inputs = augment(train.inputs[indices])
         logits = nothing if teacher is None else teacher(inputs, indices)
-        yield Batch(inputs, train.labels[indices], indices, logits, epoch)
+        yield Batch(inputs, train.labels[indices], indices, logits, epoch, derive_seed(seed, "objective", epoch, step))
 
 
-def _augmentation(recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+def _augmentation(recipe: Recipe, size: tuple[int, int], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     if recipe.augmentation == "none":
         return lambda inputs: inputs
+    if recipe.augmentation == "resized-crop-flip":
+        return lambda inputs: random_flip(random_resized_crop(inputs, size, generator), generator)
     return lambda inputs: random_flip(random_crop(inputs, 4, generator), generator)
 
 
@@ -169,10 +199,10 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _keep_best(
-    model: nn.Module, selection: Split, epoch: int, curves: dict[str, list[float]], best: dict[str, Any]
+    model: nn.Module, selection: Split, epoch: int, curves: dict[str, list[float]], best: dict[str, Any], ties: str
 ) -> None:
     score = evaluate(model, selection)["accuracy"]
     curves.setdefault("selection.accuracy", []).append(score)
-    if score > best["score"]:  # the first of equals, as released code does
+    if score > best["score"] or (ties == "last" and score == best["score"]):
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         best.update(epoch=epoch, score=score, weights=weights)

@@ -6,22 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.base import DataRef
-from kdbench.data.transforms import normalise
+from kdbench.data.transforms import normalise, resize
 from kdbench.networks.base import Network
 
 __all__ = ["Normalised", "build_model", "sizes_of"]
 
 
 class Normalised(nn.Module):
-    """``net((x - mean) / std)`` for raw inputs ``[N, C, H, W]``: uint8 images (scaled to 0-1 first) or floats."""
+    """``net((x - mean) / std)`` for raw inputs ``[N, C, H, W]``: uint8 images (scaled to 0-1 first) or floats.
 
-    def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
+    With ``size``, height and width that the network takes, larger inputs are resized to it first.
+    """
+
+    def __init__(
+        self, net: nn.Module, mean: list[float], std: list[float], size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.net = net
         self.mean = mean
         self.std = std
+        self.size = size
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.size is not None and (inputs.shape[2] > self.size[0] or inputs.shape[3] > self.size[1]):
+            inputs = resize(inputs, self.size)
         logits: Tensor = self.net(normalise(inputs, self.mean, self.std))
         return logits
 
@@ -29,7 +37,7 @@ class Normalised(nn.Module):
 def build_model(network: Network, data: DataRef, mean: list[float], std: list[float]) -> Normalised:
     """The network for this data, freshly initialised from torch's global generator, in channels-last layout."""
     net = network.build(data.input_shape, data.num_classes)
-    model = Normalised(net, mean, std)
+    model = Normalised(net, mean, std, data.input_shape[1:])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 

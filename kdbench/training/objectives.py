@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdbench.training.batch import Batch
+    from kdbench.training.followers import Follower, Fresh
 
-__all__ = ["CrossEntropy", "Distillation", "Objective", "ObjectiveInfo"]
+__all__ = ["CrossEntropy", "Distillation", "LabelSmoothing", "Objective", "ObjectiveInfo"]
 
 
 class Objective(Component, frozen=True):
@@ -35,6 +36,23 @@ class Objective(Component, frozen=True):
         and gradient.
         """
         raise NotImplementedError
+
+    def observe(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scalars that say what a step was trained on, for instance the mean target of the label; by default none.
+
+        Training calls it beside :meth:`loss`, without a graph. Means over each epoch become curves
+        ``objective.NAME``, and their means over the run metrics.
+        """
+        return {}
+
+    def follower(self, fresh: Fresh) -> Follower | None:
+        """A network that trains along, whose logits ``loss`` finds in ``batch.teacher_logits``; by default none.
+
+        Parameters
+        ----------
+        fresh : builds the student's network anew, with an initialisation of its own.
+        """
+        return None
 
 
 class ObjectiveInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +86,44 @@ class CrossEntropy(Objective, frozen=True):
         from torch.nn import functional
 
         return functional.cross_entropy(logits, batch.labels)
+
+
+class LabelSmoothing(Objective, frozen=True):
+    """Cross-entropy with the labels smoothed by ``epsilon`` (Szegedy et al. 2016), in one of two conventions.
+
+    ``over="others"`` leaves ``1 - epsilon`` on the label and spreads ``epsilon`` evenly over the other classes;
+    ``over="all"``, as ``torch.nn.functional.cross_entropy`` does, spreads it over all of them. The second by
+    ``epsilon`` is the first by ``epsilon (C - 1) / C``.
+    """
+
+    epsilon: float
+    over: Literal["others", "all"]
+
+    @property
+    def label(self) -> str:
+        return f" (smoothed by {self.epsilon:g} over {self.over})"
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        from kdbench.losses import soft_label_cross_entropy
+
+        return soft_label_cross_entropy(logits, batch.labels, self.label_share(logits.shape[1]))
+
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        from torch.nn import functional
+
+        log_p = functional.log_softmax(logits, dim=1)
+        label, classes = functional.nll_loss(log_p, batch.labels), logits.shape[1]
+        if self.over == "all":
+            return (1 - self.epsilon) * label - self.epsilon * log_p.mean(1).mean()
+        others = -(log_p.sum(1).mean() + label) / (classes - 1)
+        return (1 - self.epsilon) * label + self.epsilon * others
+
+    def observe(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"target": logits.new_tensor(self.label_share(logits.shape[1]))}
+
+    def label_share(self, classes: int) -> float:
+        """The target's probability of the label."""
+        return 1 - self.epsilon * ((classes - 1) / classes if self.over == "all" else 1)
 
 
 class Distillation(Objective, frozen=True):

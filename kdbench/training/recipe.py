@@ -70,7 +70,11 @@ class Recipe(Component, frozen=True):
     holdout : share of the training split kept back as the validation split, stratified; 0 trains on everything.
     selection : which epoch's weights are kept: the ``last``, or the best on ``validation`` or on ``test`` (the fault
         of most released code; kept so that it can be reproduced on purpose).
-    augmentation : ``none``, or ``crop-flip`` (zero-pad by 4, random crop, random horizontal flip).
+    ties : which of several equally good epochs is kept.
+    label_noise : share of the training labels replaced by other classes with equal chance, the same for every seed;
+        validation labels are left as they are.
+    augmentation : ``none``, ``crop-flip`` (zero-pad by 4, random crop, random horizontal flip), or
+        ``resized-crop-flip`` (a crop of random area and aspect, resized to what the network takes, and a flip).
     statistics : input normalisation: ``none``, ``data`` (constants of the training split), or six numbers
         (three means, three deviations, on the 0-1 scale).
     """
@@ -79,7 +83,9 @@ class Recipe(Component, frozen=True):
     optimizer: SGD
     batch_size: int = 128
     schedule: Schedule = Constant()
-    augmentation: Literal["none", "crop-flip"] = "none"
+    augmentation: Literal["none", "crop-flip", "resized-crop-flip"] = "none"
     statistics: Literal["none", "data"] | tuple[float, ...] = "data"
     holdout: float = 0.0
     selection: Literal["last", "validation", "test"] = "last"
+    ties: Literal["first", "last"] = "first"
+    label_noise: float = 0.0

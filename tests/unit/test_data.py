@@ -51,7 +51,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_every_data_set_can_be_located() -> None:
-    assert set(DATASETS) == {"mnist1d", "cifar10", "cifar100"}
+    assert set(DATASETS) == {"mnist1d", "cifar10", "cifar100", "tiny-imagenet"}
     for name, description in DATASETS.items():
         assert data.dataset(name) is description
         assert callable(load_object(description.locate))
