@@ -53,6 +53,20 @@ def kdbench_objectives() -> Iterable[ObjectiveInfo]:
         create="kdbench.training:Distillation",
         example={"temperature": 4.0, "alpha": 0.9},
     )
+    yield ObjectiveInfo(
+        id="ensemble-distillation",
+        title="cross-entropy with the labels and, at a temperature, with several teachers",
+        source="Hinton, Vinyals, Dean 2015, Section 2, with the mean over the teachers",
+        create="kdbench.training:EnsembleDistillation",
+        example={"temperature": 4.0, "alpha": 0.9, "combine": "probabilities"},
+    )
+    yield ObjectiveInfo(
+        id="smoothed-distillation",
+        title="cross-entropy with smoothed labels and, at a temperature, with the teacher",
+        source="Szegedy et al. 2016, Section 7; Hinton, Vinyals, Dean 2015, Section 2",
+        create="kdbench.training:SmoothedDistillation",
+        example={"temperature": 4.0, "alpha": 0.9, "epsilon": 0.1, "over": "all"},
+    )
 
 
 @hookimpl

@@ -52,7 +52,8 @@ class Subject(NamedTuple):
     ----------
     cell, seed : the accuracy that was measured, for instance ``table1/cnn/mnist1d/TAKD``.
     student : the finished stage that left the network: its record, and ``student.tensors(name)`` for its files.
-    teacher : the stage that left the network it was distilled from; None for one trained without a teacher.
+    teacher : the stage that left the network it was distilled from, of several the first; None for one trained without
+        a teacher.
     data : the data of the run.
     baseline : of a distilled student, the stage that left the same network by the same recipe and seed from its labels
         alone, where the run measures one; the first that it measures.
@@ -158,7 +159,7 @@ def _from_labels(record: Record) -> bool:
 
 
 def _teacher(node: Node) -> Node | None:
-    """The network that ``node`` was distilled from; the trials of one choice have the same."""
+    """The network that ``node`` was distilled from, of several the first; the trials of one choice have the same."""
     if "teacher" in node.inputs:
         stage = node.inputs["teacher"]
         return stage.inputs.get("network", stage)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
+from typing import Any
 
-from kdbench.component import unpack
+import msgspec
+
+from kdbench.component import pack, unpack
 from kdbench.errors import KdbenchError, unknown
 from kdbench.paper import Claim, Paper
 from kdbench.stage import Spec
 from kdbench.store import Store
 from kdbench.study import Lab, Measurement, Node
+from kdbench.training import Sample
 
 __all__ = ["Plan", "Price", "build_plan", "select_claims"]
+
+SAMPLE = pack(Sample(size=1, number=0))["type"]
 
 # Seconds of a stage, of an optimiser step and of a multiply-accumulate, used only until the store has timings of its
 # own. The CPU's are measured on one AVX-512 thread with the plain nets; the GPU's are a guess.
@@ -108,13 +114,23 @@ class Plan:
 
 
 def cost_key(spec: Spec) -> str:
-    """Stages with equal keys cost the same: everything but the seed, the inputs' identities and the code."""
+    """Stages with equal keys cost the same: everything but the seed, the inputs' identities and the code.
+
+    Nor does it matter which sample of the data a stage trains on.
+    """
     from hashlib import sha256
 
-    import msgspec
-
-    parts = (spec.stage, spec.device, spec.threads, spec.data.dataset, spec.data.sizes, sorted(spec.inputs))
+    stage = _any_sample(spec.stage)
+    parts = (stage, spec.device, spec.threads, spec.data.dataset, spec.data.sizes, sorted(spec.inputs))
     return sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+
+
+def _any_sample(value: Any) -> Any:
+    """A packed component without the numbers of its samples, of which a study may give every seed its own."""
+    if isinstance(value, dict):
+        numbers = ("number", "bootstrap") if value.get("type") == SAMPLE else ()
+        return {key: _any_sample(item) for key, item in value.items() if key not in numbers}
+    return [_any_sample(item) for item in value] if isinstance(value, list) else value
 
 
 def select_claims(paper: Paper, wanted: str) -> tuple[Claim, ...]:
@@ -146,8 +162,12 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
     A measurement that needs nothing beyond the stages already wanted is kept too: it costs nothing.
     """
     measurements = _measurements(lab)
-    chosen = [instance for claim in select_claims(lab.paper, claims) for instance in claim.instances(lab.axes)]
-    cells = {cell for claim in chosen for cell in claim.cells()}
+    chosen = [
+        _unless_left_out(instance, lab)
+        for claim in select_claims(lab.paper, claims)
+        for instance in claim.instances(lab.axes)
+    ]
+    cells = {cell for claim in chosen if not claim.not_tested for cell in claim.cells()}
     if claims == "all":
         return Plan(lab, chosen, measurements)
     wanted: dict[str, Node] = {}
@@ -157,6 +177,11 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
                 _collect(node, wanted)
     kept = [m for m in measurements if all(node.spec.hash in wanted for node in m.quantity.nodes)]
     return Plan(lab, chosen, kept)
+
+
+def _unless_left_out(claim: Claim, lab: Lab) -> Claim:
+    reason = next((lab.left_out[cell] for cell in claim.cells() if cell in lab.left_out), "")
+    return msgspec.structs.replace(claim, not_tested=reason) if reason else claim
 
 
 def _measurements(lab: Lab) -> list[Measurement]:

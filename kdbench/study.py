@@ -114,12 +114,20 @@ class Lab:
         self.networks = networks
         self.objectives = objectives or {}
         self.axes: dict[str, tuple[str, ...]] = {"dataset": (data.dataset,)}
+        self.left_out: dict[str, str] = {}
         self._nodes: dict[str, Node] = {}
 
     def axis(self, name: str, *values: str) -> tuple[str, ...]:
         """Declare an axis that cell names in claims mention as ``{name}``, with its values in this run."""
         self.axes[name] = values
         return values
+
+    def leave_out(self, cell: str, reason: str) -> None:
+        """Say why a cell that claims compare is not measured here, for instance which library is missing.
+
+        Such a claim is ``not tested``, with the reason, and nothing of it is planned.
+        """
+        self.left_out[cell] = reason
 
     def train(
         self,
@@ -148,7 +156,7 @@ class Lab:
     def distil(
         self,
         student: str | Network,
-        teacher: Node,
+        teacher: Node | Sequence[Node],
         *,
         seed: int,
         recipe: Recipe,
@@ -159,12 +167,29 @@ class Lab:
         """Train ``student`` from ``teacher``, a node that leaves a network. The teacher is gated first, and frozen.
 
         ``restart`` and ``label`` as for :meth:`train`. Where the recipe's ``holdout`` is not the teacher's own, what is
-        held out of the student's training was seen by the teacher: choose nothing on it.
+        held out of the student's training was seen by the teacher: choose nothing on it. Of several teachers each is
+        gated, and the objective sees the logits of all (see :class:`kdbench.training.EnsembleDistillation`).
+
+        Raises
+        ------
+        KdbenchError : there is no teacher, or there are several and the objective takes one.
         """
         net = self._network(student)
         stage = Train(network=net, recipe=recipe, objective=objective, restart=restart)
-        label = label or f"distil {net.name} from {_chain(teacher)}{objective.label}{_trial(restart)}"
-        return self.stage(stage, seed=seed, inputs={"teacher": self.teacher(teacher, recipe)}, label=label, network=net)
+        teachers = [teacher] if isinstance(teacher, Node) else list(teacher)
+        if not teachers:
+            raise KdbenchError(
+                "there is no teacher to distil from", where=label or f"lab.distil({net.name})", cure="use lab.train"
+            )
+        if len(teachers) > 1 and not objective.several_teachers:
+            raise KdbenchError(
+                f"{type(objective).__name__} takes one teacher, and {len(teachers)} were given",
+                where=label or f"lab.distil({net.name})",
+                cure="use EnsembleDistillation, or another objective whose several_teachers is true",
+            )
+        inputs = {f"teacher{place or ''}": self.teacher(each, recipe) for place, each in enumerate(teachers)}
+        label = label or f"distil {net.name} from {_chains(teachers)}{objective.label}{_trial(restart)}"
+        return self.stage(stage, seed=seed, inputs=inputs, label=label, network=net)
 
     def objective(self, name: str, **parameters: Any) -> Objective:
         """The objective that some plugin publishes under ``name``, with these parameters.
@@ -192,9 +217,11 @@ class Lab:
             gate = self.paper.gate(node.network.name, dataset=self.dataset, tier=self.tier, protocol=self.protocol)
         stage = Teacher(
             floor=None if gate is None else gate.claimed - gate.tolerance,
-            cache=recipe.augmentation == "none",
+            cache=recipe.inputs_never_change,
             holdout=recipe.holdout,
             label_noise=recipe.label_noise,
+            sample=recipe.sample,
+            unlabelled=recipe.unlabelled,
         )
         return self.stage(
             stage,
@@ -225,9 +252,9 @@ class Lab:
         )
 
     def agreement(self, student: Node, teacher: Node, recipe: Recipe) -> Node:
-        """How well ``student`` mimics ``teacher`` on training and test inputs."""
+        """How well ``student`` mimics ``teacher`` on training and test inputs; ``recipe`` is the student's."""
         return self.stage(
-            Agreement(holdout=recipe.holdout),
+            Agreement(holdout=recipe.holdout, sample=recipe.sample),
             seed=student.spec.seed,
             inputs={"student": student, "teacher": teacher},
             label=f"agreement {_chain(student)} with {_chain(teacher)}",
@@ -276,8 +303,14 @@ def _chain(node: Node) -> str:
     if source is None:
         return name
     if "teacher" in node.inputs:
-        return f"{_chain(source.inputs['network'])}-{name}"
+        teachers = [stage for role, stage in node.inputs.items() if role.startswith("teacher")]
+        return f"{_chains([stage.inputs['network'] for stage in teachers])}-{name}"
     return _chain(source)
+
+
+def _chains(nodes: Sequence[Node]) -> str:
+    """The same of a teacher, or how many teachers there are."""
+    return _chain(nodes[0]) if len(nodes) == 1 else f"{len(nodes)} teachers"
 
 
 def _from_scratch(node: Node) -> bool:

@@ -11,10 +11,13 @@ import msgspec
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DataRef", "Dataset", "Progress", "Split"]
+__all__ = ["HIDDEN", "DataRef", "Dataset", "Progress", "Split"]
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)`` in bytes or items; called now and then during long work."""
+
+HIDDEN = -100
+"""The label of an example whose own is hidden: what :mod:`kdbench.losses` and torch give no cross-entropy."""
 
 
 class DataRef(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-__all__ = ["normalise", "random_crop", "random_flip", "random_resized_crop", "resize"]
+__all__ = ["as_type", "normalise", "random_crop", "random_flip", "random_resized_crop", "resize"]
 
 _SHARES = (0.08, 1.0)  # of the image's area, and
 _ASPECTS = (3 / 4, 4 / 3)  # width by height, of a random resized crop: the usual ones
@@ -93,7 +93,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     ``[N, C, *size]`` of ``x``'s type; uint8 is rounded to the nearest.
     """
     values = x if x.is_floating_point() else x.to(torch.float32)
-    return _as_type(F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True), x)
+    return as_type(F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True), x)
 
 
 def random_resized_crop(x: Tensor, size: tuple[int, int], generator: Generator) -> Tensor:
@@ -169,7 +169,7 @@ def _resized_boxes(x: Tensor, boxes: Boxes, size: tuple[int, int]) -> Tensor:
     rows = _weights(boxes.top, boxes.height, x.shape[2], size[0]).to(values.dtype)
     columns = _weights(boxes.left, boxes.width, x.shape[3], size[1]).to(values.dtype)
     narrowed = torch.einsum("nchw,nxw->nchx", values, columns)
-    return _as_type(torch.einsum("nchx,nyh->ncyx", narrowed, rows).contiguous(), x)
+    return as_type(torch.einsum("nchx,nyh->ncyx", narrowed, rows).contiguous(), x)
 
 
 def _weights(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
@@ -187,7 +187,8 @@ def _weights(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
     return weights / weights.sum(2, keepdim=True)
 
 
-def _as_type(values: Tensor, like: Tensor) -> Tensor:
+def as_type(values: Tensor, like: Tensor) -> Tensor:
+    """Floating-point ``values`` in the type of ``like``: rounded where that is uint8. They are not to be used again."""
     return values if like.is_floating_point() else values.round_().to(like.dtype)
 
 

@@ -11,20 +11,23 @@ from kdbench.networks.base import Network
 from kdbench.record import Outcome
 from kdbench.stage import PREDICTIONS, WEIGHTS, Effort, Stage, Work
 from kdbench.stages.splits import splits_of
-from kdbench.stages.teacher import LOGITS
+from kdbench.stages.teacher import teacher_logits
 from kdbench.training.objectives import CrossEntropy, Objective
 from kdbench.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from kdbench.data.base import Split
-    from kdbench.training import loop
+    from torch import nn
 
-__all__ = ["Train"]
+    from kdbench.data.base import Split
+    from kdbench.training.loop import History
+
+__all__ = ["Train", "measured"]
 
 
 class Train(Stage, frozen=True):
     """Train ``network`` by ``recipe`` on ``objective``; with an input ``teacher`` the objective sees its logits.
 
+    Several teachers are the inputs ``teacher``, ``teacher1``, ``teacher2``, ...
     ``restart`` numbers repeated trials of one seed: another initialisation and order, equal in everything else.
     """
 
@@ -34,22 +37,23 @@ class Train(Stage, frozen=True):
     restart: int = 0
 
     def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
-        images = data.sizes["train"] * (1 - self.recipe.holdout) * self.recipe.epochs
+        images = self.recipe.examples(data.sizes["train"]) * self.recipe.epochs
         macs = 3.0 * self.network.cost(data.input_shape, data.num_classes).macs  # backward costs two forwards
-        if "teacher" in networks and self.recipe.augmentation != "none":  # its logits cannot be looked up
-            macs += networks["teacher"].cost(data.input_shape, data.num_classes).macs
+        if not self.recipe.inputs_never_change:  # a teacher's logits cannot be looked up
+            teachers = [network for role, network in networks.items() if role.startswith("teacher")]
+            macs += sum(teacher.cost(data.input_shape, data.num_classes).macs for teacher in teachers)
         return Effort(round(images / self.recipe.batch_size), macs * images)
 
     def run(self, work: Work) -> Outcome:
         import torch
 
-        from kdbench.training.evaluate import metrics_of, predict
         from kdbench.training.loop import fit
         from kdbench.training.model import Normalised, build_model, sizes_of
         from kdbench.training.seeds import derive_seed
 
-        splits = splits_of(work, self.recipe.holdout, self.recipe.label_noise)
-        mean, std = _statistics(self.recipe, splits["train"])
+        recipe = self.recipe
+        splits = splits_of(work, recipe.holdout, recipe.label_noise, recipe.sample, recipe.unlabelled)
+        mean, std = _statistics(recipe, splits["train"])
         seed = derive_seed(work.seed, self.restart)
 
         def build(stream: str) -> Normalised:
@@ -60,27 +64,17 @@ class Train(Stage, frozen=True):
         history = fit(
             model,
             splits["train"],
-            self.recipe,
+            recipe,
             self.objective,
             seed=seed,
             checkpoints=work,
-            teacher=_teacher(work, splits["train"]) if "teacher" in work.spec.inputs else None,
+            teacher=teacher_logits(work, recipe),
             follower=self.objective.follower(lambda: build("follower")),
-            selection=None if self.recipe.selection == "last" else splits[self.recipe.selection],
+            selection=None if recipe.selection == "last" else splits[recipe.selection],
             input_size=work.spec.data.input_shape[1:],
         )
         work.save_tensors(WEIGHTS, model.state_dict())
-        logits = {name: predict(model, splits[name].inputs) for name in ("validation", "test") if name in splits}
-        answers = {"classes": logits["test"].argmax(1).int(), "labels": splits["test"].labels.int()}
-        work.save_tensors(PREDICTIONS, answers)
-        metrics = {
-            f"{name}.{metric}": value
-            for name, found in logits.items()
-            for metric, value in metrics_of(found, splits[name].labels).items()
-        }
-        metrics |= {
-            name: sum(curve) / len(curve) for name, curve in history.curves.items() if name.startswith("objective.")
-        }
+        metrics = measured(work, model, splits, history)
         sizes = sizes_of(model, self.network, work.spec.data)
         notes = {
             "network": pack(self.network),
@@ -88,11 +82,28 @@ class Train(Stage, frozen=True):
             "std": std,
             "parameters": sizes["parameters"],
             "sizes": sizes,
-            "recipe": pack(self.recipe),
+            "recipe": pack(recipe),
             "objective": pack(self.objective),
             "selected_epoch": history.selected_epoch,
         }
         return Outcome(metrics=metrics, curves=history.curves, notes=notes)
+
+
+def measured(work: Work, model: nn.Module, splits: Mapping[str, Split], history: History) -> dict[str, float]:
+    """Keep the answers of a trained network to the test inputs; its metrics on ``validation`` and ``test``, and the
+    means of what its objective observed."""
+    from kdbench.training.evaluate import metrics_of, predict
+
+    logits = {name: predict(model, splits[name].inputs) for name in ("validation", "test") if name in splits}
+    answers = {"classes": logits["test"].argmax(1).int(), "labels": splits["test"].labels.int()}
+    work.save_tensors(PREDICTIONS, answers)
+    metrics = {
+        f"{name}.{metric}": value
+        for name, found in logits.items()
+        for metric, value in metrics_of(found, splits[name].labels).items()
+    }
+    observed = {name: curve for name, curve in history.curves.items() if name.startswith("objective.")}
+    return metrics | {name: sum(curve) / len(curve) for name, curve in observed.items()}
 
 
 def _statistics(recipe: Recipe, train: Split) -> tuple[list[float], list[float]]:
@@ -106,21 +117,3 @@ def _statistics(recipe: Recipe, train: Split) -> tuple[list[float], list[float]]
         return [0.0] * channels, [1.0] * channels
     half = len(recipe.statistics) // 2
     return list(recipe.statistics[:half]), list(recipe.statistics[half:])
-
-
-def _teacher(work: Work, train: Split) -> loop.TeacherLogits:
-    """Cached logits where the teacher stage left them (inputs never change), the frozen network itself otherwise."""
-    import torch
-
-    stage = work.input("teacher")
-    if LOGITS in stage.record.files:
-        table = stage.tensors(LOGITS)["train"].to(work.device)
-        return lambda inputs, indices: table[indices]
-    model = stage.model(work)
-
-    def live(inputs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = model(inputs)
-        return logits
-
-    return live

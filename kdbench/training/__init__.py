@@ -1,18 +1,30 @@
 """The one training loop and the values that describe a run of it. Importing this package does not import torch."""
 
-from kdbench.training.objectives import CrossEntropy, Distillation, LabelSmoothing, Objective, ObjectiveInfo
-from kdbench.training.recipe import SGD, Constant, Milestones, OneCycle, Recipe, Schedule
+from kdbench.training.objectives import (
+    CrossEntropy,
+    Distillation,
+    EnsembleDistillation,
+    LabelSmoothing,
+    Objective,
+    ObjectiveInfo,
+    SmoothedDistillation,
+)
+from kdbench.training.recipe import SGD, Constant, Milestones, Mixing, OneCycle, Recipe, Sample, Schedule
 
 __all__ = [
     "SGD",
     "Constant",
     "CrossEntropy",
     "Distillation",
+    "EnsembleDistillation",
     "LabelSmoothing",
     "Milestones",
+    "Mixing",
     "Objective",
     "ObjectiveInfo",
     "OneCycle",
     "Recipe",
+    "Sample",
     "Schedule",
+    "SmoothedDistillation",
 ]

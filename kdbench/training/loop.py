@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdbench.data.base import Split
+from kdbench.data.mixing import Mixed, cutmix, mixup
 from kdbench.data.transforms import random_crop, random_flip, random_resized_crop
 from kdbench.errors import StageError
-from kdbench.training.batch import Batch
+from kdbench.training.batch import Batch, weighed
 from kdbench.training.evaluate import evaluate
 from kdbench.training.followers import Follower
 from kdbench.training.objectives import Objective
@@ -27,7 +30,8 @@ __all__ = ["Checkpoints", "History", "TeacherLogits", "fit"]
 
 
 class TeacherLogits(Protocol):
-    """Logits ``[n, C]`` of a frozen teacher for a batch: looked up (inputs never change) or computed."""
+    """Logits of a frozen teacher for a batch, looked up (inputs never change) or computed: ``[n, C]``, of M > 1
+    teachers ``[M, n, C]``."""
 
     def __call__(self, inputs: Tensor, indices: Tensor) -> Tensor: ...
 
@@ -135,17 +139,15 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(epoch, position, recipe.epochs)
         logits = model(batch.inputs)
-        loss = objective.loss(logits, batch)
-        with torch.no_grad():
-            seen = {f"objective.{name}": value for name, value in objective.observe(logits.detach(), batch).items()}
+        terms = weighed(partial(_terms, objective, logits), batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if follower is not None:
             follower.follow(model)
         rates.append(optimizer.param_groups[0]["lr"])
-        for name, value in {"loss": loss.detach(), **seen}.items():
-            totals[name] = totals.get(name, nothing) + value * len(batch.labels)
+        for name, value in terms.items():
+            totals[name] = totals.get(name, nothing) + value.detach() * len(batch.labels)
     means = {name: total.item() / len(train.labels) for name, total in totals.items()}
     if not math.isfinite(means["loss"]):
         raise StageError(
@@ -153,6 +155,14 @@ def _epoch(
             cure=f"lower the learning rate (now {recipe.optimizer.lr:g}) or check the inputs and the objective",
         )
     return {**means, "lr": rates[0]}
+
+
+def _terms(objective: Objective, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The loss, and without a graph what the objective observes."""
+    loss = objective.loss(logits, batch)
+    with torch.no_grad():
+        seen = objective.observe(logits.detach(), batch)
+    return {"loss": loss, **{f"objective.{name}": value for name, value in seen.items()}}
 
 
 def _batches(
@@ -167,11 +177,17 @@ def _batches(
     order = torch.randperm(len(train.labels), generator=_generator(seed, "order", epoch)).to(device)
     size = input_size or (train.inputs.shape[2], train.inputs.shape[3])
     augment = _augmentation(recipe, size, _generator(seed, "augment", epoch))
+    mix = _mixing(recipe, derive_seed(seed, "mix", epoch))
     nothing = torch.empty(0, device=device)
     for step, indices in enumerate(torch.split(order, recipe.batch_size)):
-        inputs = augment(train.inputs[indices])
+        inputs, labels = augment(train.inputs[indices]), train.labels[indices]
+        other_labels, share = None, 1.0
+        if mix is not None:
+            inputs, partners, share = mix(inputs)
+            other_labels = labels[partners]
         logits = nothing if teacher is None else teacher(inputs, indices)
-        yield Batch(inputs, train.labels[indices], indices, logits, epoch, derive_seed(seed, "objective", epoch, step))
+        drawn = derive_seed(seed, "objective", epoch, step)
+        yield Batch(inputs, labels, indices, logits, epoch, drawn, other_labels, share)
 
 
 def _augmentation(recipe: Recipe, size: tuple[int, int], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -179,7 +195,17 @@ def _augmentation(recipe: Recipe, size: tuple[int, int], generator: torch.Genera
         return lambda inputs: inputs
     if recipe.augmentation == "resized-crop-flip":
         return lambda inputs: random_flip(random_resized_crop(inputs, size, generator), generator)
+    if recipe.augmentation == "shift":
+        return lambda inputs: random_crop(inputs, 4, generator)
     return lambda inputs: random_flip(random_crop(inputs, 4, generator), generator)
+
+
+def _mixing(recipe: Recipe, seed: int) -> Callable[[Tensor], Mixed] | None:
+    if recipe.mixing is None:
+        return None
+    random = np.random.RandomState([seed >> 32, seed & 0xFFFFFFFF])
+    mix = mixup if recipe.mixing.kind == "mixup" else cutmix
+    return partial(mix, strength=recipe.mixing.strength, random=random)
 
 
 def _generator(seed: int, stream: str, epoch: int) -> torch.Generator:

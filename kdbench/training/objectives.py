@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from kdbench.component import Component
+from kdbench.data.base import HIDDEN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from kdbench.training.batch import Batch
     from kdbench.training.followers import Follower, Fresh
 
-__all__ = ["CrossEntropy", "Distillation", "LabelSmoothing", "Objective", "ObjectiveInfo"]
+__all__ = [
+    "CrossEntropy",
+    "Distillation",
+    "EnsembleDistillation",
+    "LabelSmoothing",
+    "Objective",
+    "ObjectiveInfo",
+    "SmoothedDistillation",
+]
 
 
 class Objective(Component, frozen=True):
@@ -24,6 +33,11 @@ class Objective(Component, frozen=True):
     def label(self) -> str:
         """What tells it from others of its kind, in a stage's label."""
         return ""
+
+    @property
+    def several_teachers(self) -> bool:
+        """Whether it takes the logits of several teachers ``[M, N, C]``; most formulas know one ``[N, C]``."""
+        return False
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Scalar loss of the student's ``logits`` ``[N, C]`` on ``batch``."""
@@ -111,8 +125,9 @@ class LabelSmoothing(Objective, frozen=True):
     def reference(self, logits: Tensor, batch: Batch) -> Tensor:
         from torch.nn import functional
 
-        log_p = functional.log_softmax(logits, dim=1)
-        label, classes = functional.nll_loss(log_p, batch.labels), logits.shape[1]
+        labelled = batch.labels != HIDDEN
+        log_p = functional.log_softmax(logits[labelled], dim=1)
+        label, classes = functional.nll_loss(log_p, batch.labels[labelled]), logits.shape[1]
         if self.over == "all":
             return (1 - self.epsilon) * label - self.epsilon * log_p.mean(1).mean()
         others = -(log_p.sum(1).mean() + label) / (classes - 1)
@@ -163,3 +178,89 @@ class Distillation(Objective, frozen=True):
             divergence = divergence / logits.shape[1]
         labels = functional.cross_entropy(logits, batch.labels)
         return (1 - self.alpha) * labels + self.alpha * self.temperature**2 * divergence
+
+
+class EnsembleDistillation(Objective, frozen=True):
+    """``(1 - alpha) CE(s, y) + alpha T^2 D`` for M teachers of equal weight.
+
+    ``combine="probabilities"`` takes for ``D`` the KL from the mean of the teachers' ``softmax(t/T)``,
+    ``combine="losses"`` the mean of the teachers' KLs; their gradients are equal. With one teacher either is
+    :class:`Distillation`.
+    """
+
+    temperature: float
+    alpha: float
+    combine: Literal["probabilities", "losses"]
+
+    @property
+    def label(self) -> str:
+        return f" (T {self.temperature:g}, alpha {self.alpha:g}, mean of {self.combine})"
+
+    @property
+    def several_teachers(self) -> bool:
+        return True
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        from kdbench.losses import ensemble_distillation_loss
+
+        return ensemble_distillation_loss(
+            logits,
+            list(_of_each_teacher(batch)),
+            batch.labels,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            combine=self.combine,
+        )
+
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        from torch.nn import functional
+
+        student = functional.log_softmax(logits / self.temperature, dim=1)
+        teachers = functional.log_softmax(_of_each_teacher(batch).detach() / self.temperature, dim=2)
+        if self.combine == "probabilities":
+            teachers = teachers.exp().mean(0, keepdim=True).log()
+        apart = [functional.kl_div(student, each, reduction="batchmean", log_target=True) for each in teachers]
+        divergence = sum(apart[1:], apart[0]) / len(apart)
+        labels = functional.cross_entropy(logits, batch.labels)
+        return (1 - self.alpha) * labels + self.alpha * self.temperature**2 * divergence
+
+
+class SmoothedDistillation(Objective, frozen=True):
+    """``(1 - alpha) CE(s, smoothed y) + alpha T^2 KL(softmax(t/T) || softmax(s/T))``: both at once.
+
+    ``epsilon`` and ``over`` as for :class:`LabelSmoothing`.
+    """
+
+    temperature: float
+    alpha: float
+    epsilon: float
+    over: Literal["others", "all"]
+
+    @property
+    def label(self) -> str:
+        return f" (T {self.temperature:g}, alpha {self.alpha:g}, smoothed by {self.epsilon:g} over {self.over})"
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        from kdbench.losses import kl
+
+        divergence = kl(logits, batch.teacher_logits, temperature=self.temperature)
+        return (1 - self.alpha) * self._smoothing.loss(logits, batch) + self.alpha * self.temperature**2 * divergence
+
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        from torch.nn import functional
+
+        student = functional.log_softmax(logits / self.temperature, dim=1)
+        teacher = functional.log_softmax(batch.teacher_logits.detach() / self.temperature, dim=1)
+        divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        labels = self._smoothing.reference(logits, batch)
+        return (1 - self.alpha) * labels + self.alpha * self.temperature**2 * divergence
+
+    @property
+    def _smoothing(self) -> LabelSmoothing:
+        return LabelSmoothing(epsilon=self.epsilon, over=self.over)
+
+
+def _of_each_teacher(batch: Batch) -> Tensor:
+    """``[M, n, C]``, also for one teacher."""
+    logits = batch.teacher_logits
+    return logits if logits.dim() == 3 else logits[None]

@@ -117,7 +117,7 @@ def test_data_sets_must_be_published_and_smoke_data_embedded() -> None:
     found = "\n".join(facts.datasets(paper, DATASETS))
     assert "unknown data set 'mnist2d'; did you mean 'mnist1d'?" in found
     assert "tier 'full' has no default" in found
-    assert "smoke tier runs on 'cifar10', which must be downloaded; take embedded data (mnist1d)" in found
+    assert "smoke tier runs on 'cifar10', which must be downloaded; take embedded data (mnist1d, mnist1d-pool)" in found
 
 
 # ------------------------------------------------------------------------------------------------------------ plans

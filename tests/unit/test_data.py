@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -39,7 +42,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Replaces the slow generator; grows by one with every generation."""
     calls: list[int] = []
 
-    def generate() -> dict[str, np.ndarray]:
+    def generate(arguments: dict[str, Any]) -> dict[str, np.ndarray]:
         calls.append(1)
         return small_signals()
 
@@ -51,7 +54,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_every_data_set_can_be_located() -> None:
-    assert set(DATASETS) == {"mnist1d", "cifar10", "cifar100", "tiny-imagenet"}
+    assert set(DATASETS) == {"mnist1d", "mnist1d-pool", "cifar10", "cifar100", "tiny-imagenet"}
     for name, description in DATASETS.items():
         assert data.dataset(name) is description
         assert callable(load_object(description.locate))
@@ -93,6 +96,19 @@ def test_mnist1d_as_the_package_makes_it(tmp_path: Path) -> None:
     assert inputs.std().item() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_the_pool_as_the_package_makes_it(tmp_path: Path) -> None:
+    ref = mnist1d.locate_pool(None, tmp_path, None)
+    splits = mnist1d.load(ref)
+    assert {name: len(split.labels) for name, split in splits.items()} == ref.sizes
+    labels = torch.cat([split.labels for split in splits.values()])
+    assert labels.bincount().tolist() == [6_000] * 10
+    inputs = torch.cat([split.inputs for split in splits.values()])
+    assert inputs.shape == (60_000, *ref.input_shape)
+    assert len({row.tobytes() for row in inputs.flatten(1).numpy()}) == 60_000, "a signal occurs twice"
+    assert inputs.double().std().item() == pytest.approx(1, abs=1e-4)
+
+
 def test_mnist1d_is_generated_once(generated: list[int], tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     first = mnist1d.locate(None, tmp_path, lambda *step: seen.append(step))
@@ -130,7 +146,7 @@ def test_another_content_is_another_fingerprint(
 ) -> None:
     ref = mnist1d.locate(None, tmp_path, None)
     Path(ref.path).unlink()
-    monkeypatch.setattr(mnist1d, "_generate", lambda: small_signals(30))
+    monkeypatch.setattr(mnist1d, "_generate", lambda arguments: small_signals(30))
     assert mnist1d.locate(None, tmp_path, None).fingerprint != ref.fingerprint
     with pytest.raises(KdbenchError, match="differs from the data of this run"):
         mnist1d.load(ref)
@@ -142,20 +158,52 @@ def test_arguments_and_version_are_part_of_the_fingerprint(
     refs = [mnist1d.locate(None, tmp_path, None)]
     monkeypatch.setattr(mnist1d, "_version", lambda: "99.0")
     refs.append(mnist1d.locate(None, tmp_path, None))
-    monkeypatch.setitem(mnist1d.ARGUMENTS, "seed", 43)
+    monkeypatch.setitem(mnist1d.ARGUMENTS["mnist1d"], "seed", 43)
     refs.append(mnist1d.locate(None, tmp_path, None))
     assert len({ref.fingerprint for ref in refs}) == len({ref.path for ref in refs}) == 3
 
 
-def test_the_arguments_are_the_packages_own_but_for_size_and_split() -> None:
+@pytest.mark.parametrize("name", ["mnist1d", "mnist1d-pool"])
+def test_the_arguments_are_the_packages_own_but_for_size_and_split(name: str) -> None:
     from mnist1d.data import get_dataset_args
 
-    defaults = get_dataset_args(as_dict=True)
-    assert {name for name, value in defaults.items() if mnist1d.ARGUMENTS.get(name) != value} == {
-        "num_samples",
-        "train_split",
-        "url",
-    }
+    defaults, ours = get_dataset_args(as_dict=True), mnist1d.ARGUMENTS[name]
+    assert {key for key, value in defaults.items() if ours.get(key) != value} == {"num_samples", "train_split", "url"}
+    train = round(ours["num_samples"] * ours["train_split"])
+    assert DATASETS[name].sizes == {"train": train, "test": ours["num_samples"] - train}
+
+
+def test_mnist1d_lies_where_it_lay_before_there_was_a_pool(
+    generated: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen: stages of earlier runs are found again by path and fingerprint."""
+    monkeypatch.setattr(mnist1d, "_version", lambda: "0.0.2.post1")
+    ref = mnist1d.locate(None, tmp_path, None)
+    assert Path(ref.path).relative_to(tmp_path) == Path("mnist1d", "d7188b7879eeb6f9.safetensors")
+    recipe = json.dumps({"arguments": mnist1d.ARGUMENTS["mnist1d"], "version": "0.0.2.post1"}, sort_keys=True)
+    content = mnist1d._content_hash(small_signals())
+    assert ref.fingerprint == hashlib.sha256(f"{recipe}\n{content}".encode()).hexdigest()
+
+
+def test_the_pool_is_the_same_generator_asked_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def generate(arguments: dict[str, Any]) -> dict[str, np.ndarray]:
+        asked.append(arguments)
+        return small_signals(25)
+
+    monkeypatch.setattr(mnist1d, "_generate", generate)
+    seen: list[tuple[str, int, int]] = []
+    ref = mnist1d.locate_pool(None, tmp_path, lambda *step: seen.append(step))
+    assert (ref.dataset, ref.sizes) == ("mnist1d-pool", {"train": 54_000, "test": 6_000})
+    assert Path(ref.path).parent == tmp_path / "mnist1d-pool"
+    assert asked == [{**mnist1d.ARGUMENTS["mnist1d"], "num_samples": 60_000, "train_split": 0.9}]
+    assert seen == [("generating MNIST-1D pool", 0, 60_000), ("generating MNIST-1D pool", 60_000, 60_000)]
+    assert len(mnist1d.load(ref)["train"].labels) == 25
+    assert mnist1d.locate(None, tmp_path, None).fingerprint != ref.fingerprint
+    assert len(mnist1d.load(msgspec.structs.replace(ref, dataset="published-again"))["test"].labels) == 25
+    with pytest.raises(KdbenchError, match="MNIST-1D pool as generated here differs"):
+        mnist1d.load(msgspec.structs.replace(ref, path=str(tmp_path / "elsewhere" / "file")))
 
 
 def test_a_cache_that_is_a_file_is_named(generated: list[int], tmp_path: Path) -> None:

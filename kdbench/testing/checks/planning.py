@@ -106,7 +106,7 @@ def unmeasured(claims: Sequence[Claim], plan: Plan) -> dict[str, str]:
         except KdbenchError as error:
             findings[claim.id] = f"{error}; declare it with lab.axis(...)"
             continue
-        if missing := sorted(wanted - cells):
+        if missing := sorted(wanted - cells - plan.lab.left_out.keys()):
             findings[claim.id] = (
                 f"claim {claim.id} compares the cell '{missing[0]}', which the study does not measure at tier "
                 f"{plan.lab.tier}; yield lab.measure('{missing[0]}', ...) or correct its name in the claim"
