@@ -35,7 +35,8 @@ class Train(Stage, frozen=True):
 
     def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
         images = data.sizes["train"] * (1 - self.recipe.holdout) * self.recipe.epochs
-        macs = 3.0 * self.network.cost(data.input_shape, data.num_classes).macs  # backward costs two forwards
+        # Backward costs two forwards.
+        macs = (3.0 + self.objective.forwards) * self.network.cost(data.input_shape, data.num_classes).macs
         if "teacher" in networks and self.recipe.augmentation != "none":  # its logits cannot be looked up
             macs += networks["teacher"].cost(data.input_shape, data.num_classes).macs
         return Effort(round(images / self.recipe.batch_size), macs * images)

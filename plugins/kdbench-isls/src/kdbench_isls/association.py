@@ -1,4 +1,7 @@
-"""Whether diversity goes with accuracy once uncertainty is accounted for: the two are mechanically coupled."""
+"""How diversity goes with accuracy once uncertainty is accounted for: a description, of which no test is made.
+
+The two are mechanically coupled: diversity is small both where teachers are sure and where they guess.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ __all__ = ["partial_rank_correlation"]
 
 
 def partial_rank_correlation(x: Sequence[float], y: Sequence[float], given: Sequence[float]) -> float:
-    """Correlation of the ranks of ``x`` and ``y`` after the ranks of ``given`` are regressed out of both.
+    """Correlation of the ranks of ``x`` and ``y`` after the ranks of ``given`` and their squares are regressed out.
 
     Returns
     -------
     float
-        In [-1, 1]; NaN with fewer than four points, or where nothing is left of one of the two.
+        In [-1, 1]; NaN with fewer than five points, or where nothing is left of one of the two.
     """
     import numpy as np
     from scipy.stats import rankdata
 
-    if len(x) < 4:
+    if len(x) < 5:
         return math.nan
     ranks = np.column_stack([rankdata(values) for values in (x, y, given)])
-    design = np.column_stack([np.ones(len(ranks)), ranks[:, 2]])
+    design = np.column_stack([np.ones(len(ranks)), ranks[:, 2], ranks[:, 2] ** 2])
     coefficients, *_ = np.linalg.lstsq(design, ranks[:, :2], rcond=None)
     left = ranks[:, :2] - design @ coefficients
     size = np.linalg.norm(left, axis=0)

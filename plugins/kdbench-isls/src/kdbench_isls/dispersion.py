@@ -1,6 +1,6 @@
 """How a network's predictions spread: predictive uncertainty, and predictive diversity in two definitions.
 
-All of it is about p, the probability that softmax(logits / T) gives an example's label, and computed in float64 from
+Diversity is about p, the probability that softmax(logits / T) gives an example's label. All is computed in float64 from
 the logits ``[N, K]``: on examples that a network has learnt, p crowds below 1, where float32 has few numbers left.
 Labels are ``[N]`` int64.
 """

@@ -13,12 +13,21 @@ from kdbench.training import Objective
 from kdbench_isls.ranking import Ranking, draws, quantiles, shares
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from kdbench.training.batch import Batch
     from kdbench.training.followers import Follower, Fresh
 
-__all__ = ["BetaSmoothing", "EntropyPenalty", "FlatTarget", "MatchedSmoothing", "SelfDistillation"]
+__all__ = [
+    "BetaSmoothing",
+    "EntropyPenalty",
+    "FlatTarget",
+    "FlooredSmoothing",
+    "MatchedSmoothing",
+    "SelfDistillation",
+]
 
 
 class EntropyPenalty(Objective, frozen=True):
@@ -42,6 +51,35 @@ class EntropyPenalty(Objective, frozen=True):
         p = torch.softmax(logits, dim=1)
         hard = -p.gather(1, batch.labels[:, None]).log().mean()
         return hard - self.weight * _entropy(p)
+
+
+class FlooredSmoothing(Objective, frozen=True):
+    """Label smoothing as the released code computes it: ``1 - epsilon`` on the label, the rest even on the others.
+
+    The logarithm is of ``p + log_floor``; with a floor of 0 it is :class:`kdbench.training.LabelSmoothing` over
+    ``others``.
+    """
+
+    epsilon: float
+    log_floor: float
+
+    @property
+    def label(self) -> str:
+        return f" (smoothed by {self.epsilon:g} over others, floor {self.log_floor:g})"
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        share = logits.new_tensor(1 - self.epsilon).expand(len(logits))
+        return _floored_share(logits, batch.labels, share, self.log_floor)
+
+    def reference(self, logits: Tensor, batch: Batch) -> Tensor:
+        import torch
+
+        target = torch.full_like(logits, self.epsilon / (logits.shape[1] - 1)).detach()
+        target = target.scatter(1, batch.labels[:, None], 1 - self.epsilon)
+        return -(target * (torch.softmax(logits, dim=1) + self.log_floor).log()).sum(1).mean()
+
+    def observe(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"target": logits.new_tensor(1 - self.epsilon)}
 
 
 class SelfDistillation(Objective, frozen=True):
@@ -225,12 +263,22 @@ class BetaSmoothing(Objective, frozen=True):
         return (1 - self.alpha) * hard - self.alpha * (target * log_p).sum(1).mean()
 
     def observe(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"target": 1 - self.alpha + self.alpha * self._drawn(logits, batch).mean()}
+        # Whoever gets which, their mean is that of the values.
+        mean = float(self._values(batch).mean())
+        return {"target": logits.new_tensor(1 - self.alpha + self.alpha * mean)}
+
+    @property
+    def forwards(self) -> float:
+        return 0.0 if self.ranking in ("none", "student") else 1.0
+
+    def _values(self, batch: Batch) -> NDArray[np.float64]:
+        """What is given out, in no order of the examples, ``[N]``."""
+        n = len(batch.labels)
+        return draws(self.a, n, batch.seed) if self.values == "draws" else quantiles(self.a, n)
 
     def _drawn(self, logits: Tensor, batch: Batch) -> Tensor:
         """b for every example, ``[N]`` float64."""
-        n = len(batch.labels)
-        values = draws(self.a, n, batch.seed) if self.values == "draws" else quantiles(self.a, n)
+        values = self._values(batch)
         if self.ranking == "none":
             return shares(values, None).to(logits.device)
         ranker = logits if self.ranking == "student" else batch.teacher_logits

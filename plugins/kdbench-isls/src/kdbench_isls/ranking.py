@@ -1,7 +1,7 @@
 """Who gets which share of the label: Beta draws or quantiles, given out in a batch by rank, by chance or backwards.
 
-The released code's order: n draws from Beta(a, 1), sorted, the largest to
-the example whose labelled class the ranking network finds most probable, so that the easiest is smoothed least.
+The released code's order: n draws from Beta(a, 1), sorted, the largest to the example whose labelled class the ranking
+network finds most probable, so that the easiest is smoothed least.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ranking = Literal["average", "student", "none", "reversed"]
 
 
 def mean_share(a: float) -> float:
-    """Mean of Beta(a, 1), ``a / (a + 1)``: label smoothing by ``1 / (a + 1)`` is its match."""
+    """Mean of Beta(a, 1), ``a / (a + 1)``. At soft weight alpha, smoothing by ``alpha / (a + 1)`` is its match."""
     return a / (a + 1.0)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from kdbench.data.base import DataRef
 from kdbench.networks import BasicResNet, DenseNet, Network, Plain
 from kdbench.training import SGD, LabelSmoothing, Milestones, Recipe, Schedule
-from kdbench_isls.objectives import BetaSmoothing, EntropyPenalty, FlatTarget, MatchedSmoothing, SelfDistillation
+from kdbench_isls.objectives import BetaSmoothing, FlatTarget, FlooredSmoothing, MatchedSmoothing, SelfDistillation
 from kdbench_isls.ranking import Ranking, mean_share
 
 __all__ = ["GENERATIONS", "TEMPERATURES", "Method", "ReleasedMilestones", "method", "networks"]
@@ -38,8 +38,6 @@ CAP_SPAN = 0.019  # the share of its 52,800 steps that the released average span
 # Grids of equal size for the tuned arms; label smoothing takes the mean targets of Beta smoothing.
 GRID_A = (1.0, 3.0, 6.0, 12.0)
 GRID_ENTROPY = (0.1, 0.3, 0.5, 1.0)
-
-Arm = BetaSmoothing | SelfDistillation | FlatTarget | MatchedSmoothing | LabelSmoothing | EntropyPenalty
 
 
 class ReleasedMilestones(Schedule, frozen=True):
@@ -93,9 +91,12 @@ class Method(NamedTuple):
             a=a, alpha=ALPHA_BETA, ranking=ranking, values=values, cap=self.cap, log_floor=self.log_floor
         )
 
-    def smoothing(self, a: float = A) -> LabelSmoothing:
+    def smoothing(self, a: float = A) -> LabelSmoothing | FlooredSmoothing:
         """Label smoothing at the mean target of Beta smoothing, in the released convention."""
-        return LabelSmoothing(epsilon=ALPHA_BETA * (1 - mean_share(a)), over="others")
+        epsilon = ALPHA_BETA * (1 - mean_share(a))
+        if self.log_floor:
+            return FlooredSmoothing(epsilon=epsilon, log_floor=self.log_floor)
+        return LabelSmoothing(epsilon=epsilon, over="others")
 
 
 def networks(tier: str, protocol: str) -> dict[str, Network]:

@@ -87,12 +87,16 @@ class TeacherStatistics(Stage, frozen=True):
     """How the predictions of teachers spread over the training split: in eval mode, without augmentation.
 
     Inputs: trained networks; the role is the teacher's name. With p the probability that softmax(logits / T) gives the
-    label that the students are trained on, noise included, it leaves, by role,
+    label that the students are trained on, it leaves, by role,
 
     - ``train.uncertainty.ROLE``: mean entropy of the softmax, nats;
     - ``train.diversity.ROLE``: differential entropy of p, nats, and ``train.floored.ROLE``, the share of the distances
       in it that are at the floor (:func:`kdbench_isls.dispersion.diversity`);
     - ``train.variance.ROLE`` and ``train.confidence.ROLE``: variance and mean of p.
+
+    These are over the examples whose label noise did not replace, since a teacher that has not fitted a wrong label
+    gives it little: with them the spread of p is mostly that between right and wrong labels. The same over all
+    examples is under ``train.uncertainty-all.ROLE`` and so on.
 
     Attributes
     ----------
@@ -121,12 +125,16 @@ class TeacherStatistics(Stage, frozen=True):
         from kdbench_isls.dispersion import DISTANCE_FLOOR
 
         train = splits_of(work, self.holdout, self.label_noise)["train"]
+        right = (train.labels == splits_of(work, self.holdout)["train"].labels).cpu()
         metrics: dict[str, float] = {}
         for role in work.spec.inputs:
-            (answers,) = _answers(work, role, train)
-            spread = _spread(*answers, self.temperature, self.neighbours)
-            metrics |= {f"{name}.{role}": value for name, value in spread.items()}
-        return Outcome(metrics=metrics, notes={"distance floor": DISTANCE_FLOOR, "examples": len(train.labels)})
+            ((logits, labels),) = _answers(work, role, train)
+            spread = _spread(logits[right], labels[right], self.temperature, self.neighbours)
+            over_all = _spread(logits, labels, self.temperature, self.neighbours)
+            metrics |= {f"train.{name}.{role}": value for name, value in spread.items()}
+            metrics |= {f"train.{name}-all.{role}": value for name, value in over_all.items()}
+        notes = {"distance floor": DISTANCE_FLOOR, "examples": len(right), "rightly labelled": int(right.sum())}
+        return Outcome(metrics=metrics, notes=notes)
 
 
 def _answers(work: Work, role: str, *splits: Split) -> list[tuple[Tensor, Tensor]]:
@@ -159,11 +167,11 @@ def _spread(logits: Tensor, labels: Tensor, temperature: float, neighbours: int)
     p = dispersion.label_probability(logits, labels, temperature)
     diversity = dispersion.diversity(p, neighbours)
     return {
-        "train.uncertainty": dispersion.uncertainty(logits, temperature),
-        "train.diversity": diversity.entropy,
-        "train.floored": diversity.floored,
-        "train.variance": dispersion.variance(p),
-        "train.confidence": float(p.mean()),
+        "uncertainty": dispersion.uncertainty(logits, temperature),
+        "diversity": diversity.entropy,
+        "floored": diversity.floored,
+        "variance": dispersion.variance(p),
+        "confidence": float(p.mean()),
     }
 
 

@@ -8,7 +8,7 @@ in their targets alone; each later generation starts anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kdbench.networks import Network
 from kdbench.study import Lab, Measurement, Node, Quantity, derive
@@ -23,6 +23,7 @@ __all__ = ["Bench", "reproduce"]
 NOISE = {"smoke": ("20",), "laptop": ("20",), "full": ("0",)}
 OTHER_NOISE = {"smoke": ("0", "40"), "laptop": ("0", "40"), "full": ()}
 STATISTICS = ("uncertainty", "diversity", "variance", "confidence")
+OVER_ALL = ("diversity-all", "variance-all")  # wrongly labelled examples included
 CALIBRATION = ("nll", "ece", "ece20", "scaled-nll", "scaled-ece")
 
 
@@ -98,11 +99,13 @@ class Bench:
             if arm not in ("CE", "entropy"):
                 yield self.measure("target", arm, node.metric("objective.target"))
 
-    def statistics(self, temperature: float, *, tables: str = "", prefix: str = "") -> Iterator[Measurement]:
+    def statistics(
+        self, temperature: float, names: Sequence[str], *, tables: str = "", prefix: str = ""
+    ) -> Iterator[Measurement]:
         """What the generations of one temperature are like as teachers; ``tables`` ends the tables' names."""
         node = self._as_teachers(temperature)
         for number in range(GENERATIONS + 1):
-            for name in STATISTICS:
+            for name in names:
                 yield self.measure(name + tables, f"{prefix}g{number}", node.metric(f"train.{name}.g{number}"))
 
     def statistic(self, name: str, number: int, temperature: float) -> Quantity:
@@ -131,7 +134,7 @@ def core_arms(bench: Bench) -> Iterator[Measurement]:
         "shuffled": bench.smoothed(make.beta(ranking="none")),
     }
     yield from bench.arms(arms, "core arms")
-    yield from bench.statistics(make.temperature)
+    yield from bench.statistics(make.temperature, STATISTICS + OVER_ALL)
 
 
 def controls(bench: Bench) -> Iterator[Measurement]:
@@ -152,7 +155,7 @@ def sweep(bench: Bench) -> Iterator[Measurement]:
     """Generations at every temperature: what they are like as teachers, and whether diversity goes with accuracy."""
     teachers = [(number, temperature) for temperature in TEMPERATURES for number in range(GENERATIONS)]
     for temperature in TEMPERATURES:
-        yield from bench.statistics(temperature, tables="-by-T", prefix=f"T{temperature:g}-")
+        yield from bench.statistics(temperature, STATISTICS, tables="-by-T", prefix=f"T{temperature:g}-")
         for number in range(GENERATIONS + 1):
             node = bench.generation(number, temperature)
             yield bench.measure("accuracy-by-T", f"T{temperature:g}-g{number}", node.accuracy)
@@ -160,7 +163,6 @@ def sweep(bench: Bench) -> Iterator[Measurement]:
     partial = derive("partial rank correlation", _association, *students, *_of("diversity", bench, teachers),
                      *_of("uncertainty", bench, teachers))  # fmt: skip
     yield bench.measure("association", "partial", partial)
-    yield bench.measure("association", "none", derive("no correlation", lambda *_: 0.0, *students))
 
 
 def tuned(bench: Bench) -> Iterator[Measurement]:
