@@ -79,7 +79,8 @@ class ReportedTable(Fact, frozen=True):
     """A table or figure of the paper. ``comparable`` names the protocols whose numbers may stand beside it.
 
     ``arithmetic`` tables follow from other printed numbers: whoever recomputes them is at no scale, and their values
-    may be compared at any tier and on any data.
+    may be compared at any tier and on any data. A ``shown`` table stands in reports whenever it is measured; others
+    where a claim of the run touches them.
     """
 
     id: str
@@ -89,6 +90,7 @@ class ReportedTable(Fact, frozen=True):
     source: str
     comparable: tuple[str, ...] = ("written", "released")
     arithmetic: bool = False
+    shown: bool = False
     cells: tuple[ReportedCell, ...] = ()
 
 
@@ -97,11 +99,12 @@ class Comparison(Fact, frozen=True):
 
     ``greater``: left is larger by more than nothing. ``less``: left is smaller (a loss, a divergence).
     ``not_worse``: left is not below right by ``margin`` or more (non-inferiority).
+    ``equal``: they differ by less than ``margin``, either way (equivalence); the gain is left - right.
     """
 
     left: str
     right: str
-    relation: Literal["greater", "less", "not_worse"] = "greater"
+    relation: Literal["greater", "less", "not_worse", "equal"] = "greater"
     margin: float | None = None
 
 

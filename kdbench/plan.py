@@ -162,11 +162,15 @@ def build_plan(lab: Lab, claims: str = "core") -> Plan:
     A measurement that needs nothing beyond the stages already wanted is kept too: it costs nothing.
     """
     measurements = _measurements(lab)
-    chosen = [
-        _unless_left_out(instance, lab)
-        for claim in select_claims(lab.paper, claims)
-        for instance in claim.instances(lab.axes)
-    ]
+    selected = select_claims(lab.paper, claims)
+    chosen = [_unless_left_out(instance, lab) for claim in selected for instance in claim.instances(lab.axes)]
+    absent = [claim.id for claim in selected if all(claim.id != instance.id for instance in chosen)]
+    if absent and claims not in ("core", "all"):
+        raise KdbenchError(
+            f"claim {absent[0]} compares what tier '{lab.tier}' does not have",
+            where=f"{lab.paper.id}, {lab.dataset}",
+            cure="leave it out, or take another tier",
+        )
     cells = {cell for claim in chosen if not claim.not_tested for cell in claim.cells()}
     if claims == "all":
         return Plan(lab, chosen, measurements)

@@ -89,10 +89,13 @@ def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:
 
 
 def measured_grids(result: Reproduction) -> list[Grid]:
-    """What the run measured, for every table that its claims touch: mean and standard deviation over seeds."""
+    """What the run measured: mean and standard deviation over seeds.
+
+    Every table that its claims touch, and those of the facts that are always shown.
+    """
     run = result.run
     asked = {cell for claim in run.facts.claims for cell in claim.cells()}
-    touched = {cell.partition("/")[0] for cell in asked}
+    touched = {cell.partition("/")[0] for cell in asked} | {table.id for table in run.facts.tables if table.shown}
     titles = {table.id: table.title for table in run.facts.tables}
     units = {table.id: table.unit for table in run.facts.tables}
     arithmetic = {table.id for table in run.facts.tables if table.arithmetic}
@@ -124,10 +127,16 @@ def metric_grids(result: Reproduction) -> list[Grid]:
     touched = {cell.partition("/")[0] for claim in run.facts.claims for cell in claim.cells()}
     used = [metric for metric in run.metrics if not metric.problem]
     seeds = len(run.request.seeds)
+    shown = [cell for cell in values if cell.partition("/")[0] in touched or not touched]
     rows = [
-        [cell, *(_spread(summarise(of[metric.id]), seeds, digits=3) if metric.id in of else "" for metric in used)]
-        for cell, of in values.items()
-        if cell.partition("/")[0] in touched or not touched
+        [
+            name,
+            *(
+                _spread(summarise(values[cell][metric.id]), seeds, digits=3) if metric.id in values[cell] else ""
+                for metric in used
+            ),
+        ]
+        for cell, name in zip(shown, _apart(shown), strict=True)
     ]
     if not rows:
         return []
@@ -166,9 +175,9 @@ def claim_grids(result: Reproduction) -> list[Grid]:
     return grids
 
 
-WIDE = 8  # columns that still fit a terminal; a table with more is turned
+WIDE = 116  # characters that still fit a terminal; a table with longer rows is turned
 
-_SIGN = {"greater": ">", "less": "<", "not_worse": "not below"}
+_SIGN = {"greater": ">", "less": "<", "not_worse": "not below", "equal": "="}
 
 
 def _digits(facts: Facts, table: str) -> int:
@@ -202,13 +211,25 @@ def _spread(summary: Summary, seeds: int, *, digits: int = 2) -> str:
     return text if summary.n == seeds else f"{text} (n = {summary.n})".strip()
 
 
+def _apart(cells: list[str]) -> list[str]:
+    """Names of cells without the parts that all of them have."""
+    parts = [cell.split("/") for cell in cells]
+    if len(parts) < 2 or len({len(one) for one in parts}) > 1:
+        return cells
+    kept = [index for index, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    return ["/".join(one[index] for index in kept) for one in parts]
+
+
 def _pivot(title: str, note: str, cells: dict[str, str]) -> Grid:
     columns = list(dict.fromkeys(cell.rpartition("/")[2] for cell in cells))
     rows: dict[str, dict[str, str]] = {}
     for cell, text in cells.items():
         row = " ".join(cell.split("/")[1:-1])
         rows.setdefault(row, {})[cell.rpartition("/")[2]] = text
-    if len(columns) > WIDE:
+    widths = [
+        max(len(text) for text in (column, *(row.get(column, "") for row in rows.values()))) for column in columns
+    ]
+    if sum(width + 3 for width in widths) + max(map(len, rows), default=0) > WIDE and len(columns) > len(rows):
         body = [[column, *(row.get(column, "") for row in rows.values())] for column in columns]
         return Grid(title, note, ["", *rows], body)
     return Grid(title, note, ["", *columns], [[name, *(row.get(c, "") for c in columns)] for name, row in rows.items()])

@@ -25,6 +25,13 @@ COLOURS = {
     "smaller than the margin": "yellow",
 }
 
+# What the two p values of a claim are about, by the relation it claims.
+_NULLS = {
+    "greater": ("no gain", "a gain that matters"),
+    "not_worse": ("a loss that matters", "no loss"),
+    "equal": ("a difference that matters", "none that matters"),
+}
+
 
 def show_result(console: Console, result: Reproduction) -> None:
     """Everything that a run has to say."""
@@ -106,8 +113,8 @@ def _show_verdicts(console: Console, result: Reproduction) -> None:
         console.print(f"     value: [{colour}]{verdict.value_word}[/]: {escape(verdict.value_reason)}", highlight=False)
         evidence = f"declared: {margins(declared[verdict.claim])}"
         if verdict.p_support is not None and not declared[verdict.claim].exact:
-            weaker = {test.relation for tests in verdict.tests for test in tests} == {"not_worse"}
-            nulls = ("a loss that matters", "no loss") if weaker else ("no gain", "a gain that matters")
+            relations = {test.relation for tests in verdict.tests for test in tests}
+            nulls = _NULLS.get(next(iter(relations)), _NULLS["greater"]) if len(relations) == 1 else _NULLS["greater"]
             ps = number(verdict.p_support, 3), number(verdict.p_contradict, 3)
             evidence += f"; p = {ps[0]} (H0: {nulls[0]}), {ps[1]} (H0: {nulls[1]})"
         console.print(f"     [dim]{escape(evidence)}[/]", highlight=False)

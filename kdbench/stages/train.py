@@ -38,7 +38,8 @@ class Train(Stage, frozen=True):
 
     def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
         images = self.recipe.examples(data.sizes["train"]) * self.recipe.epochs
-        macs = 3.0 * self.network.cost(data.input_shape, data.num_classes).macs  # backward costs two forwards
+        # Backward costs two forwards.
+        macs = (3.0 + self.objective.forwards) * self.network.cost(data.input_shape, data.num_classes).macs
         if not self.recipe.inputs_never_change:  # a teacher's logits cannot be looked up
             teachers = [network for role, network in networks.items() if role.startswith("teacher")]
             macs += sum(teacher.cost(data.input_shape, data.num_classes).macs for teacher in teachers)

@@ -50,7 +50,9 @@ class WeightAverage:
 
     def __init__(self, start: nn.Module, cap: float) -> None:
         def move(averaged: Sequence[Tensor], current: Sequence[Tensor], step: Tensor | int) -> None:
-            torch._foreach_lerp_(list(averaged), list(current), 1.0 - decay(int(step), cap))
+            # Not ``step``, a copy on the parameters' device: reading that would wait for a GPU.
+            kept = decay(int(self.average.n_averaged), cap)
+            torch._foreach_lerp_(list(averaged), list(current), 1.0 - kept)
 
         self.average = AveragedModel(start, multi_avg_fn=move)
         # At 0 torch's class would copy the student over the start, which is not how the average begins here.

@@ -97,7 +97,7 @@ def fit(
     for epoch in range(first, recipe.epochs):
         checkpoints.progress(epoch, recipe.epochs)
         torch.manual_seed(derive_seed(seed, "torch", epoch))  # for networks with randomness of their own
-        batches = _batches(train, recipe, follower or teacher, seed, epoch, input_size)
+        batches = _batches(train, recipe, teacher if follower is None else follower, seed, epoch, input_size)
         for name, value in _epoch(model, optimizer, batches, train, recipe, objective, follower, epoch).items():
             curves.setdefault(name, []).append(value)
         if selection is not None:

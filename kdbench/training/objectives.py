@@ -59,6 +59,11 @@ class Objective(Component, frozen=True):
         """
         return {}
 
+    @property
+    def forwards(self) -> float:
+        """Forward passes of the student's network that each example costs beside its own: for the price of a plan."""
+        return 0.0
+
     def follower(self, fresh: Fresh) -> Follower | None:
         """A network that trains along, whose logits ``loss`` finds in ``batch.teacher_logits``; by default none.
 

@@ -187,7 +187,7 @@ def _more_seeds(tests: Grouped) -> int | None:
     share = LEVEL / max(len(tests), *(len(alternative) for alternative in tests))
     more = 0
     for test in pending:
-        needed = seeds_needed(test.sd, test.margin, level=share)
+        needed = seeds_needed(test.sd, test.margin, level=share, relation=test.relation)
         if needed is None:
             return None
         more = max(more, needed - test.n)

@@ -13,7 +13,7 @@ from statsmodels.stats.power import TTestPower
 
 from kdbench.errors import KdbenchError
 from kdbench.paper import Comparison
-from kdbench.verdict.summary import Samples, finite, interval, p_above, p_below, spread
+from kdbench.verdict.summary import Samples, adjusted_minimum, finite, interval, p_above, p_below, spread
 
 __all__ = ["LEVEL", "POWER", "GainOutcome", "GainTest", "decide", "judge_gain", "seeds_needed"]
 
@@ -32,12 +32,14 @@ class GainTest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     left, right, relation : the comparison; for ``less`` the gain is right - left, otherwise left - right.
-    margin : the gain (for ``not_worse``: the loss) that would matter.
+    margin : the gain (for ``not_worse``: the loss; for ``equal``: the difference) that would matter.
     n : seeds that both cells have; ``left_mean``, ``right_mean``, ``gain`` and ``sd`` are taken over these.
     gain, sd : mean and standard deviation of the paired differences; None without pairs, or for ``sd`` with one.
     low, high : two-sided 90 % t interval of the gain, which holds the same decisions as the two tests below.
     p_support : one-sided paired t-test, H0: gain <= 0 (``not_worse``: gain <= -margin).
-    p_contradict : the same the other way, H0: gain >= margin (``not_worse``: gain >= 0).
+        ``equal``: the larger of the two one-sided p, H0: gain <= -margin and H0: gain >= margin (TOST).
+    p_contradict : the same the other way, H0: gain >= margin (``not_worse``: gain >= 0). ``equal``: that the
+        gain lies beyond the margin, twice the smaller of p for H0: gain >= -margin and H0: gain <= margin.
     outcome : see :func:`decide`; at 5 %, for this comparison alone.
     more_seeds : paired seeds to add until a gain of ``margin`` is told from 0, see :func:`seeds_needed`. None where
         the outcome is decided, where no margin or spread is known, or where n already suffices: the true gain may
@@ -53,7 +55,7 @@ class GainTest(msgspec.Struct, frozen=True, kw_only=True):
 
     left: str
     right: str
-    relation: Literal["greater", "less", "not_worse"]
+    relation: Literal["greater", "less", "not_worse", "equal"]
     margin: float
     n: int
     left_mean: float | None = None
@@ -81,7 +83,7 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact
 
     Raises
     ------
-    KdbenchError : the margin is negative or not finite.
+    KdbenchError : the margin is negative or not finite, or 0 where the claim is that two cells are equal.
     """
     margin = margin if comparison.margin is None else comparison.margin
     if not (math.isfinite(margin) and margin >= 0):
@@ -89,6 +91,12 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact
             f"the margin {margin} is not a size",
             where=f"{comparison.left} against {comparison.right}",
             cure="declare a margin of 0 or more, in the unit of the metric",
+        )
+    if comparison.relation == "equal" and not margin:
+        raise KdbenchError(
+            "nothing is equal to within 0",
+            where=f"{comparison.left} against {comparison.right}",
+            cure="declare the difference that would matter",
         )
     left, right = _paired(samples.get(comparison.left, {}), samples.get(comparison.right, {}))
     test = GainTest(
@@ -113,7 +121,11 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact
         return _exact(test, gains, floor)
     if not sd:
         return test
-    p_support, p_contradict = p_above(gains, floor), p_below(gains, ceiling)
+    if comparison.relation == "equal":
+        p_support = max(p_above(gains, -margin), p_below(gains, margin))
+        p_contradict = adjusted_minimum([p_below(gains, -margin), p_above(gains, margin)])
+    else:
+        p_support, p_contradict = p_above(gains, floor), p_below(gains, ceiling)
     outcome = decide(p_support, p_contradict)
     low, high = interval(gains, 1.0 - 2.0 * LEVEL)
     return msgspec.structs.replace(
@@ -123,15 +135,19 @@ def judge_gain(comparison: Comparison, samples: Samples, *, margin: float, exact
         p_support=p_support,
         p_contradict=p_contradict,
         outcome=outcome,
-        more_seeds=_more(seeds_needed(sd, margin), gains.size) if outcome == "not resolved" else None,
+        more_seeds=_more(seeds_needed(sd, margin, relation=comparison.relation), gains.size)
+        if outcome == "not resolved"
+        else None,
     )
 
 
 def _exact(test: GainTest, gains: np.ndarray, floor: float) -> GainTest:
     """Decided on the least favourable seed: what is true of the numbers themselves is true of each."""
     least = float(gains.min())
-    holds = least > floor or (test.relation == "not_worse" and least >= 0)
-    matters = test.relation == "not_worse" or least >= test.margin
+    if test.relation == "equal":
+        holds = matters = float(np.abs(gains).max()) < test.margin
+    else:
+        holds, matters = _one_sided(test, least, floor)
     ps = float(not holds), float(holds and matters)
     return msgspec.structs.replace(
         test,
@@ -144,12 +160,19 @@ def _exact(test: GainTest, gains: np.ndarray, floor: float) -> GainTest:
     )
 
 
+def _one_sided(test: GainTest, least: float, floor: float) -> tuple[bool, bool]:
+    """Whether the least gain has the claimed direction, and whether it is large enough to matter."""
+    holds = least > floor or (test.relation == "not_worse" and least >= 0)
+    matters = test.relation == "not_worse" or least >= test.margin
+    return holds, matters
+
+
 def decide(p_support: float | None, p_contradict: float | None) -> GainOutcome:
     """The word for a pair of one-sided tests at the 5 % level.
 
     Both can be significant at once: the gain is then real (above 0) and yet below the margin that was declared to
     matter. Neither "supported" nor "contradicted" would be honest, so this has its own word, ``smaller than the
-    margin``. (For ``not_worse`` it reads: a real loss, below the margin.)
+    margin``. (For ``not_worse`` it reads: a real loss, below the margin; for ``equal`` it cannot be.)
     """
     supported = p_support is not None and p_support <= LEVEL
     contradicted = p_contradict is not None and p_contradict <= LEVEL
@@ -160,8 +183,10 @@ def decide(p_support: float | None, p_contradict: float | None) -> GainOutcome:
     return "contradicted" if contradicted else "not resolved"
 
 
-def seeds_needed(sd: float | None, margin: float, *, level: float = LEVEL) -> int | None:
+def seeds_needed(sd: float | None, margin: float, *, level: float = LEVEL, relation: str = "greater") -> int | None:
     """Paired seeds, in all, that tell a gain of ``margin`` from 0 with 80 % power in a one-sided paired t-test.
+
+    For ``equal``: that show two equal cells to be so. Each of its two tests then needs 90 %.
 
     Parameters
     ----------
@@ -182,11 +207,12 @@ def seeds_needed(sd: float | None, margin: float, *, level: float = LEVEL) -> in
         return None
     power = TTestPower()
     effect = margin / sd
-    if power.power(effect, 2, level, alternative="larger") >= POWER:
+    wanted = (1 + POWER) / 2 if relation == "equal" else POWER
+    if power.power(effect, 2, level, alternative="larger") >= wanted:
         return 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a search that does not converge answers NaN, which is dealt with here
-        seeds = float(np.squeeze(power.solve_power(effect, power=POWER, alpha=level, alternative="larger")))
+        seeds = float(np.squeeze(power.solve_power(effect, power=wanted, alpha=level, alternative="larger")))
     return math.ceil(seeds) if math.isfinite(seeds) else None
 
 

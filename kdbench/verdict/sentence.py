@@ -95,7 +95,10 @@ def of_gain(test: GainTest, *, unit: str, seeds: int | None = None, names: tuple
     n = f"n={test.n}" if seeds is None or test.n >= seeds else f"n={test.n} of {seeds} seeds"
     head = f"{left} - {right} = {_signed(test.gain, digits)}{_spaced(unit)}"
     if test.exact:
-        least = "" if test.low == test.high else f", at least {_signed(test.low or 0.0, digits)}"
+        low, high = test.low or 0.0, test.high or 0.0
+        least = "" if low == high else f", at least {_signed(low, digits)}"
+        if test.relation == "equal" and least:
+            least = f", at most {max(-low, high):.{digits}f} apart"
         return f"{head} (computed{least}): {_exactly(test, unit)}"
     if test.n == 1:
         return f"{head} ({n}): one seed has no spread to test with"
@@ -153,7 +156,13 @@ def _deciding(outcome: GainOutcome, tests: Grouped) -> int:
     group = min(measured, key=lambda group: max(support[i] for i in group))
     if outcome == "smaller than the margin":
         return min(group, key=against.__getitem__)
-    return max(group, key=lambda i: (support[i], -(flat[i].low or 0.0) if flat[i].exact else 0.0))
+    return max(group, key=lambda i: (support[i], _exposed(flat[i]) if flat[i].exact else 0.0))
+
+
+def _exposed(test: GainTest) -> float:
+    """How near a computed comparison is to failing: the larger, the nearer."""
+    low, high = test.low or 0.0, test.high or 0.0
+    return max(-low, high) if test.relation == "equal" else -low
 
 
 def _names(tests: Sequence[GainTest]) -> list[tuple[str, str]]:
@@ -180,6 +189,9 @@ def _what_the_whole_lacks(whole: GainOutcome, one: GainOutcome, ps: tuple[float 
 
 def _reading(test: GainTest, unit: str) -> str:
     size = f"{test.margin:g}{_spaced(unit)}"
+    if test.relation == "equal":
+        within = {"supported": "lies within", "contradicted": "lies beyond"}.get(test.outcome, "reaches beyond")
+        return f"the interval {within} {size} either way"
     loss = test.relation == "not_worse"
     if test.outcome == "smaller than the margin":
         return f"a real {'loss' if loss else 'gain'}, but smaller than the {size} that would matter"
@@ -196,6 +208,8 @@ def _reading(test: GainTest, unit: str) -> str:
 def _exactly(test: GainTest, unit: str) -> str:
     """What a computed gain says; nothing about it is uncertain."""
     size = f"{test.margin:g}{_spaced(unit)}"
+    if test.relation == "equal":
+        return f"{'within' if test.outcome == 'supported' else 'not within'} {size}"
     if test.relation == "not_worse":
         return "not below" if test.outcome == "supported" else "below"
     return {"supported": "above 0", "contradicted": "not above 0"}.get(test.outcome, f"above 0, but below {size}")

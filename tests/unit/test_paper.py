@@ -89,6 +89,11 @@ def test_facts_read_as_written(load: Any) -> None:
     assert paper.claim("H1") is paper.claims[0]
     assert paper.claim("H2") is None
     assert paper.deviations[0].axes == {"family": ("cnn",)}
+    assert paper.default_seeds == {}  # the framework's own
+
+
+def test_a_paper_may_say_how_many_seeds_its_runs_have(load: Any) -> None:
+    assert load(replaced("year = 2020", SEEDS)).default_seeds == {"smoke": 1, "laptop": 3}
 
 
 def replaced(old: str, new: str) -> str:
@@ -96,6 +101,7 @@ def replaced(old: str, new: str) -> str:
     return TOML.replace(old, new)
 
 
+SEEDS = "year = 2020\ndefault_seeds = { smoke = 1, laptop = 3 }"
 CLAIM = 'alternatives = [[{ left = "table1/a", right = "table1/b" }]]'
 FAULTS = {
     "no toml": (None, CSV, "paper.toml"),
@@ -125,6 +131,12 @@ FAULTS = {
     ),
     "no default": (replaced('full = "cifar10"', 'full = "svhn"'), CSV, "tier 'full' has no default"),
     "missing default": (replaced(', full = "cifar10"', ""), CSV, "tier 'full' has no default"),
+    "seeds of no tier": (
+        replaced("year = 2020", SEEDS.replace("smoke", "tiny")),
+        CSV,
+        "default_seeds knows no tier 'tiny'",
+    ),
+    "no seed": (replaced("year = 2020", SEEDS.replace("1", "0")), CSV, ">= 1"),
 }
 
 

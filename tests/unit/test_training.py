@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from toy_paper import STUDENT
+from toy_training import SHORT, Memory, model, same, split, trained
 
 from kdbench.data.base import Split
 from kdbench.data.transforms import random_crop, random_flip
@@ -22,23 +20,15 @@ from kdbench.losses import cross_entropy
 from kdbench.training import (
     SGD,
     Constant,
-    CrossEntropy,
     Distillation,
     Milestones,
-    Objective,
     OneCycle,
     Recipe,
     Schedule,
     loop,
 )
 from kdbench.training.evaluate import agreement, evaluate, metrics_of, predict
-from kdbench.training.loop import History, fit
-from kdbench.training.model import Normalised
 from kdbench.training.seeds import derive_seed
-
-SHORT = Recipe(epochs=4, optimizer=SGD(lr=0.05, weight_decay=1e-3), batch_size=20, schedule=OneCycle())
-
-LABELS = CrossEntropy()
 
 
 @pytest.fixture(autouse=True)
@@ -48,58 +38,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-class Memory:
-    """Checkpoints in memory, written as a file would be; ``stop_at`` plays the kill at an epoch's start."""
-
-    def __init__(self, stop_at: int | None = None, save: bool = False) -> None:
-        self.stop_at = stop_at
-        self.save = save
-        self.blob: bytes | None = None
-
-    def load_state(self) -> Any:
-        return None if self.blob is None else torch.load(io.BytesIO(self.blob), weights_only=True)
-
-    def state_due(self) -> bool:
-        return self.save
-
-    def save_state(self, state: Any) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.blob = buffer.getvalue()
-
-    def progress(self, done: int, total: int) -> None:
-        if done == self.stop_at:
-            raise KeyboardInterrupt
-
-
-def split(count: int = 50, seed: int = 0, dtype: torch.dtype = torch.float32) -> Split:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 1, 1, 40, generator=generator, dtype=torch.float64).to(dtype)
-    return Split(inputs, torch.randint(10, (count,), generator=generator))
-
-
-def model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Normalised:
-    torch.manual_seed(seed)
-    return Normalised(STUDENT.build((1, 1, 40), 10), [0.1], [0.9]).to(dtype)
-
-
-def trained(
-    recipe: Recipe = SHORT,
-    objective: Objective = LABELS,
-    checkpoints: Memory | None = None,
-    dtype: torch.dtype = torch.float32,
-    **how: Any,
-) -> tuple[dict[str, Tensor], History]:
-    net = model(dtype=dtype)
-    memory = checkpoints or Memory()
-    history = fit(net, split(dtype=dtype), recipe, objective, seed=7, checkpoints=memory, **how)
-    return net.state_dict(), history
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ---------------------------------------------------------------------------------------------------------- the loop

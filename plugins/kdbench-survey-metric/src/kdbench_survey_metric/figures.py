@@ -5,12 +5,12 @@ One number hides both: which student is best depends on alpha, and a student off
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from kdbench.report.svg import INCHES, reach, shade, style, svg
 from kdbench.result import Reproduction
 from kdbench_survey_metric.front import front
 from kdbench_survey_metric.lines import Line, winners
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["figures"]
 
-INCHES = (7.0, 5.0)
-STYLE: Any = {  # its keys are a type of their own in some versions of matplotlib
-    "svg.hashsalt": "kdbench-survey-metric",  # ids in the file are salted hashes: the same figure has the same bytes
-    "font.family": "DejaVu Sans",  # it comes with matplotlib, so it is there on every machine
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 # Marker, its face, its colour, and the factor that draws two networks of one size side by side.
 ARMS = {"plain": ("o", "white", "#35a27f", 0.95), "distilled": ("s", "#3b528b", "#3b528b", 1.05)}
 
@@ -47,18 +38,13 @@ class Point(NamedTuple):
 
 def figures(result: Reproduction) -> dict[str, str]:
     """SVG texts by name; what the run did not measure is not drawn."""
-    import matplotlib
-
-    # Whatever style the caller has set must not reach the bytes of the file.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style("kdbench-survey-metric"):
         drawn = {
             "golden-score-against-alpha": _golden(result),
             "score-against-alpha": _scores(result),
             "size-accuracy-front": _front(result),
         }
-        return {name: _svg(figure) for name, figure in drawn.items() if figure is not None}
+        return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
 
 
 def _golden(result: Reproduction) -> Figure | None:
@@ -135,7 +121,7 @@ def _front(result: Reproduction) -> Figure | None:
 def _draw_arm(axes: Axes, arm: str, points: Sequence[Point]) -> None:
     """Networks trained in one way, each with the interval of its mean."""
     marker, face, colour, beside = ARMS[arm]
-    reaches = [_reach(point.accuracy) for point in points]
+    reaches = [reach(point.accuracy) for point in points]
     axes.errorbar(
         [point.size * beside for point in points],
         [point.accuracy.mean or 0.0 for point in points],
@@ -161,7 +147,7 @@ def _draw_lines(whole: Axes, near: Axes, lines: Sequence[Line], reference: Seque
     """Students in colour, references in grey, above them who wins where; ``near`` shows the winners alone, larger."""
     ordered = sorted(lines, key=lambda line: line.size_ratio)
     by_name = {line.name: line for line in ordered}
-    colours = {line.name: _colour(index / max(len(ordered) - 1, 1)) for index, line in enumerate(ordered)}
+    colours = {line.name: shade(index / max(len(ordered) - 1, 1)) for index, line in enumerate(ordered)}
     segments = winners(ordered)
     changes = [(before.high, by_name[after.winners[0]].at(before.high)) for before, after in pairwise(segments)]
     for axes in (whole, near):
@@ -249,13 +235,6 @@ def _mean(result: Reproduction, cell: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _reach(accuracy: Summary) -> tuple[float, float]:
-    """How far the interval reaches below and above the mean; nowhere with one seed."""
-    if accuracy.mean is None or accuracy.low is None or accuracy.high is None:
-        return 0.0, 0.0
-    return accuracy.mean - accuracy.low, accuracy.high - accuracy.mean
-
-
 def _width(name: str) -> str:
     return name.partition("-")[2]
 
@@ -264,13 +243,6 @@ def _conditions(result: Reproduction) -> str:
     request = result.run.request
     seeds = len(request.seeds)
     return f"{result.run.data.title}, tier {request.tier}, n = {seeds} seed{'s' if seeds > 1 else ''}"
-
-
-def _colour(share: float) -> tuple[float, float, float, float]:
-    from matplotlib import colormaps
-
-    red, green, blue, alpha = colormaps["viridis"](0.9 * share)
-    return float(red), float(green), float(blue), float(alpha)
 
 
 def _canvas(title: str, pad: float = 34) -> tuple[Figure, Axes, Axes]:
@@ -288,9 +260,3 @@ def _canvas(title: str, pad: float = 34) -> tuple[Figure, Axes, Axes]:
 
 def _legend(axes: Axes, title: str | None) -> None:
     axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.02, 1.05), alignment="left", borderaxespad=0.0)
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
