@@ -37,8 +37,12 @@ def _show(out: Console, paper: Paper) -> None:
     say(out, (paper.title, "bold"), f"\n{paper.authors}. {paper.venue}. {paper.url}\n")
     say(out, paper.summary + "\n")
     say(out, paper.bibtex)
-    for grid in reported_grids(paper.tables):
-        show_grid(out, grid, "Reported", "magenta")
+    grids = reported_grids(paper.tables)
+    for grid in grids:
+        if grid.rows:
+            show_grid(out, grid, "Reported", "magenta")
+    if unread := [grid.title for grid in grids if not grid.rows]:
+        say(out, ("No number was read of", "bold"), f": {'; '.join(unread)}\n")
     if paper.parameter_counts:
         say(out, ("Published parameter counts", "bold"))
         for count in paper.parameter_counts:

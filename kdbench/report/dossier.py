@@ -28,6 +28,9 @@ from kdbench.store import Store
 
 __all__ = ["add_run", "read_dossier", "render", "write_dossier"]
 
+# Certainties of numbers that are the paper's: read in it, in its code, or said by its authors.
+_OWN = ("paper", "paper?", "code", "author")
+
 
 def add_run(result: Reproduction, store: Store, folder: Path) -> Path:
     """Copy a run and the records of all its stages into ``folder/records``; the latest of equal axes stays.
@@ -101,9 +104,29 @@ def render(results: list[Reproduction]) -> str:
     return environment.get_template("dossier.md.j2").render(
         facts=facts,
         reported=[grid for grid in reported_grids(facts.tables) if grid.rows],
+        own_numbers=any(
+            cell.value is not None and cell.certainty in _OWN for table in facts.tables for cell in table.cells
+        ),
+        unread=_unread(results),
         runs=[_section(result) for result in results],
         table=_table,
     )
+
+
+def _unread(results: list[Reproduction]) -> list[str]:
+    """Titles of reported tables of which no number was read.
+
+    Tables that compare with no protocol and have measured cells, or claims on them, are the project's own.
+    """
+    ours = {cell.partition("/")[0] for result in results for cell in result.summaries()}
+    facts = results[-1].run.facts
+    ours |= {cell.partition("/")[0] for claim in (*facts.claims, *facts.others) for cell in claim.cells()}
+    return [
+        table.title
+        for table in facts.tables
+        if all(cell.value is None for cell in table.cells)
+        and (table.comparable or not (table.shown or table.id in ours))
+    ]
 
 
 def _section(result: Reproduction) -> dict[str, Any]:

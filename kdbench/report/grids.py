@@ -61,8 +61,9 @@ def margins(claim: Claim) -> str:
     """What was declared about the claim before the run."""
     value = f"values within {claim.value_margin:g} count as equal" if claim.value_margin else "no value margin"
     metric = f"{claim.metric} ({claim.unit})" if claim.unit else claim.metric
+    what = "difference" if {c.relation for one in claim.alternatives for c in one} == {"equal"} else "gain"
     how = "decided by the numbers themselves, on the least favourable seed" if claim.exact else "level 5 %"
-    return f"{metric}; the smallest gain that matters is {claim.gain_margin:g}; {value}; {how}"
+    return f"{metric}; the smallest {what} that matters is {claim.gain_margin:g}; {value}; {how}"
 
 
 def reported_grids(tables: Iterable[ReportedTable]) -> list[Grid]:

@@ -191,6 +191,9 @@ def _reading(test: GainTest, unit: str) -> str:
     size = f"{test.margin:g}{_spaced(unit)}"
     if test.relation == "equal":
         within = {"supported": "lies within", "contradicted": "lies beyond"}.get(test.outcome, "reaches beyond")
+        low, high = test.low or 0.0, test.high or 0.0
+        if test.outcome == "not resolved" and max(low, -high) >= test.margin:
+            return f"the interval lies beyond {size}, but not at 5 % for both ways together"
         return f"the interval {within} {size} either way"
     loss = test.relation == "not_worse"
     if test.outcome == "smaller than the margin":
@@ -220,6 +223,9 @@ def _why_no_count(test: GainTest, unit: str) -> str:
         return ""
     if test.margin == 0:
         return "; no margin is declared, so it cannot be said how many more seeds would decide"
+    if test.relation == "equal":
+        near = f"{test.margin:g}{_spaced(unit)}"
+        return f"; {test.n} seeds are enough to show equal cells to be so, so the truth may lie near {near}"
     return f"; {test.n} seeds are enough to tell {test.margin:g}{_spaced(unit)} from 0, so the truth may lie between"
 
 

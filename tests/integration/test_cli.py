@@ -331,6 +331,9 @@ def test_show_says_what_the_paper_says():
     assert "the smallest gain that matters is 0.3; values within 1 count as equal; level 5 %" in text
     assert "41.09 44.57 44.92" in text
     assert "as written | as released | clean" in text
+    # Tables of which nothing was read are named once, all together.
+    assert text.count("o number was read") == 1
+    assert "No number was read of: Fig. 2: plain S2 distilled directly" in text
     facts = json.loads(inside("show", "takd", "--json", check=0).stdout)
     assert facts["year"] == 2020
     assert {protocol["id"] for protocol in facts["protocols"]} == {"written", "released", "clean"}

@@ -105,6 +105,11 @@ def alive(pids: set[int]) -> set[int]:
     return {process.pid for process in processes() if process.pid in pids and process.state not in "ZX"}
 
 
+def heed_interrupts() -> None:
+    """A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Run:
     """The command as a user starts it, to be killed."""
 
@@ -119,6 +124,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # so that Ctrl-C can be played to the whole group, this process not among it
+            preexec_fn=heed_interrupts,
         )
 
     def reached(self, condition: Callable[[], object], what: str) -> set[int]:

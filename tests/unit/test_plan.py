@@ -293,3 +293,52 @@ def test_a_live_teacher_has_its_price_and_a_cached_one_has_none(augmentation: st
     found = stage.effort(data, {"teacher": TEACHER})
     assert found.macs == pytest.approx(seen * (3 * student + forwards * teacher))
     assert stage.effort(data, {}).macs == pytest.approx(seen * 3 * student)
+
+
+class Twice(CrossEntropy, frozen=True):
+    """Asks the student's network twice more."""
+
+    @property
+    def forwards(self) -> float:
+        return 2.0
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+def test_forward_passes_of_an_objective_have_their_price(augmentation: str) -> None:
+    data = msgspec.structs.replace(toy_data(), input_shape=(3, 32, 32), sizes={"train": 1000, "test": 10})
+    recipe = msgspec.structs.replace(RECIPE, augmentation=augmentation)
+    macs = STUDENT.cost((3, 32, 32), 10).macs
+    plain, twice = (
+        Train(network=STUDENT, recipe=recipe, objective=objective).effort(data, {})
+        for objective in (CrossEntropy(), Twice())
+    )
+    images = 1000 * (1 - recipe.holdout) * recipe.epochs
+    assert CrossEntropy().forwards == 0
+    assert plain.macs == pytest.approx(3 * macs * images)
+    assert twice.macs == pytest.approx(5 * macs * images)
+    assert twice[0] == plain[0], "as many steps"
+
+
+def elsewhere(*noise: str) -> Lab:
+    """A claim on every level of an axis of which the tier may have none, beside one on no axis."""
+    here, there = claim("here", "t/a", "t/b", core=True), claim("elsewhere", "t/a", "t/{noise}", core=True)
+    lab = toy_lab(toy_paper(diamond, claims=(here, msgspec.structs.replace(there, title="at {noise}"))))
+    lab.axis("noise", *noise)
+    return lab
+
+
+@pytest.mark.parametrize("asked", ["elsewhere", "here,elsewhere"])
+def test_a_claim_asked_for_that_the_tier_does_not_have_is_refused(asked: str) -> None:
+    with pytest.raises(KdbenchError, match="claim elsewhere compares what tier 'smoke' does not have") as caught:
+        build_plan(elsewhere(), asked)
+    assert caught.value.where == "toy, mnist1d"
+    assert "take another tier" in str(caught.value.cure)
+
+
+@pytest.mark.parametrize("claims", ["core", "all", "here"])
+def test_a_claim_that_nobody_named_is_left_out_where_it_has_no_instance(claims: str) -> None:
+    assert [one.id for one in build_plan(elsewhere(), claims).claims] == ["here"]
+
+
+def test_a_claim_with_an_instance_is_planned_by_its_name() -> None:
+    assert [one.id for one in build_plan(elsewhere("c"), "elsewhere").claims] == ["elsewhere"]

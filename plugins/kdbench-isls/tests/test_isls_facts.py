@@ -14,6 +14,8 @@ import pytest
 from kdbench.data import DATASETS
 from kdbench.paper import TIERS, Claim, Paper
 from kdbench.testing.checks import facts
+from kdbench_isls.recipes import GENERATIONS as GENERATIONS_TRAINED
+from kdbench_isls.recipes import TEMPERATURES
 
 PSKD = {  # error %, NLL, ECE %; blank where the table was read for ECE alone
     "PreAct-ResNet-18/CE": (24.18, 1.10, 11.84),
@@ -31,13 +33,14 @@ SELFKDLIB = {"CE": 77.79, "LS": 80.33, "Tf-KD-reg": 79.84, "CS-KD": 79.99, "max-
 OTHERS = {"selfkdlib", "pskd", "tfkd"}
 UNITS = {
     "accuracy": "%", "nll": "nats", "ece": "%", "ece20": "%", "scaled-nll": "nats", "scaled-ece": "%", "target": "",
-    "uncertainty": "nats", "diversity": "nats", "variance": "", "confidence": "", "association": "", "tuned": "%",
+    "uncertainty": "nats", "diversity": "nats", "variance": "", "diversity-all": "nats", "variance-all": "",
+    "confidence": "", "association": "", "tuned": "%",
     "accuracy-by-T": "%", "uncertainty-by-T": "nats", "diversity-by-T": "nats", "variance-by-T": "",
     "confidence-by-T": "",
 }  # fmt: skip
 MARGINS = {
-    "accuracy": 0.5, "tuned": 0.5, "ece": 1.0, "scaled-ece": 1.0, "nll": 0.02, "diversity": 0.1, "variance": 0.001,
-    "diversity-by-T": 0.1, "association": 0.1, "target": 0.01,
+    "accuracy": 0.5, "tuned": 0.5, "ece": 1.0, "scaled-ece": 1.0, "nll": 0.02, "diversity": 0.1, "diversity-all": 0.1,
+    "variance": 0.001, "diversity-by-T": 0.1, "target": 0.01,
 }  # fmt: skip
 ARMS = {
     "CE", "LS", "LS-matched", "SD-g1", "SD-g2", "SD-g3", "Beta", "shuffled", "reversed", "student-ranked", "quantile",
@@ -46,17 +49,19 @@ ARMS = {
 GENERATIONS = {f"g{n}" for n in range(4)}
 COLUMNS = {
     "diversity": GENERATIONS,
+    "diversity-all": GENERATIONS,
     "variance": GENERATIONS,
     "diversity-by-T": {f"T{t}-{g}" for t in ("1", "1.5", "2", "4") for g in GENERATIONS},
-    "association": {"partial", "none"},
     "tuned": {"CE", "LS", "SD", "Beta", "entropy"},
 }
 
-CORE = {"H1", "H2", "H2-variance", "H3", "H4", "H4-ece", "H4-nll", "H5", "H5-noise", "H6-beta", "M1"}
-OTHER_NOISE = {"H1", "H2", "H3", "H4", "H4-ece", "H5", "H5-noise", "H6-beta"}
+CORE = {
+    "H1", "H2", "H2-all", "H2-variance", "H3", "H4", "H4-ece", "H4-nll", "H4-scaled", "H5", "H5-noise", "H6-beta", "M1",
+}  # fmt: skip
+OTHER_NOISE = {"H1", "H2", "H3", "H4", "H4-ece", "H5", "H5-noise", "H6-beta", "M1"}
 REST = {
-    "H2b", "H2-T1", "H2-T1.5", "H2-T2", "H2-T4", "H3-tuned", "H4-tuned", "H4-scaled", "H5-reversed", "H6-flat",
-    "H6-permuted", "H7", "H8", "H8-quantile",
+    "H2b", "H2-T1", "H2-T1.5", "H2-T2", "H2-T4", "H3-tuned", "H4-tuned", "H5-reversed", "H6-beta-tuned", "H6-flat",
+    "H6-permuted", "H7", "H8", "H8-quantile", "M1-controls",
 }  # fmt: skip
 
 
@@ -131,8 +136,36 @@ def test_claims(paper: Paper) -> None:
     twins = {f"{name}-other" for name in OTHER_NOISE}
     assert [c.id for c in paper.claims if c.core] == sorted(CORE, key=[c.id for c in paper.claims].index)
     assert {c.id for c in paper.claims} == CORE | REST | twins
-    assert {c.id for c in paper.claims if c.not_tested} == {"H7"}
-    assert {c.id for c in paper.claims if c.exact} == {"M1"}
+    assert {c.id for c in paper.claims if c.not_tested} == {"H7", "H2b"}
+    assert {c.id for c in paper.claims if c.exact} == {"M1", "M1-controls", "M1-other"}
+
+
+def test_no_verdict_rests_on_an_association(paper: Paper) -> None:
+    """The twelve teachers of a seed are the same in every seed, so that seeds are no sample of them."""
+    assert claim(paper, "H2b").alternatives == ()
+    assert len(TEMPERATURES) * GENERATIONS_TRAINED == 12
+    assert "every seed has the same twelve teachers" in claim(paper, "H2b").not_tested
+    assert not any(cell.startswith("association/") for each in paper.claims for cell in each.cells())
+    (table,) = (table for table in paper.tables if table.id == "association")
+    assert table.shown
+    assert "no test is made of it" in table.metric
+
+
+def test_what_no_claim_touches_is_shown(paper: Paper) -> None:
+    touched = {cell.partition("/")[0] for each in paper.claims for cell in each.cells()}
+    shown = {table.id for table in paper.tables if table.shown}
+    assert set(UNITS) - touched - shown <= {"variance-all", "confidence-by-T"}
+    assert not shown & OTHERS
+    assert "paper" not in shown
+
+
+def test_statistics_of_teachers_say_which_examples_they_are_over(paper: Paper) -> None:
+    for table in paper.tables:
+        name = table.id.removesuffix("-by-T")
+        if name in ("uncertainty", "diversity", "variance", "confidence"):
+            assert table.metric.endswith("rightly labelled training examples"), table.id
+        if name.endswith("-all"):
+            assert table.metric.endswith("training set with its wrong labels"), table.id
 
 
 def test_every_claim_cites_and_is_judged_by_the_margin_of_its_metric(paper: Paper) -> None:
@@ -194,7 +227,7 @@ def test_twins_differ_in_the_level_of_noise_alone(paper: Paper, name: str) -> No
         ("H1", [(f"accuracy/SD-g{n}", "greater", "accuracy/CE") for n in (1, 2, 3)]),
         ("H2", [(f"diversity/g{n}", "greater", f"diversity/g{n - 1}") for n in (1, 2)]),
         ("H2-variance", [(f"variance/g{n}", "greater", f"variance/g{n - 1}") for n in (1, 2)]),
-        ("H2b", [("association/partial", "greater", "association/none")]),
+        ("H2-all", [(f"diversity-all/g{n}", "greater", f"diversity-all/g{n - 1}") for n in (1, 2)]),
         *(
             (f"H2-T{t}", [(f"diversity-by-T/T{t}-g{n}", "greater", f"diversity-by-T/T{t}-g{n - 1}") for n in (1, 2)])
             for t in ("1", "1.5", "2", "4")
@@ -209,6 +242,7 @@ def test_twins_differ_in_the_level_of_noise_alone(paper: Paper, name: str) -> No
         ("H5", [("accuracy/Beta", "greater", "accuracy/shuffled")]),
         ("H5-reversed", [(f"accuracy/{arm}", "greater", "accuracy/reversed") for arm in ("Beta", "shuffled", "LS")]),
         ("H6-beta", [("accuracy/SD-g1", "greater", "accuracy/Beta")]),
+        ("H6-beta-tuned", [("tuned/SD", "greater", "tuned/Beta")]),
         ("H6-flat", [("accuracy/SD-g1", "greater", "accuracy/SD-flat")]),
         ("H6-permuted", [("accuracy/SD-g1", "greater", "accuracy/SD-permuted")]),
         (
@@ -227,15 +261,30 @@ def test_what_each_claim_compares(paper: Paper, name: str, expected: list[tuple[
 @pytest.mark.parametrize(
     ("name", "table", "pairs"),
     [
-        ("H5-noise", "accuracy", {("shuffled", "LS")}),
-        ("H8-quantile", "accuracy", {("quantile", "Beta")}),
-        ("M1", "target", {("SD-g1", "LS-matched"), ("LS", "shuffled"), ("LS", "Beta")}),
+        ("H5-noise", "accuracy", [("shuffled", "LS")]),
+        ("H8-quantile", "accuracy", [("quantile", "Beta")]),
+        ("M1", "target", [("SD-g1", "LS-matched"), ("LS", "shuffled"), ("LS", "Beta")]),
+        (
+            "M1-controls",
+            "target",
+            [(control, "SD-g1") for control in ("SD-flat", "SD-permuted")]
+            + [(control, "Beta") for control in ("reversed", "student-ranked", "quantile")],
+        ),
     ],
 )
-def test_equality_is_not_worse_both_ways(paper: Paper, name: str, table: str, pairs: set[tuple[str, str]]) -> None:
-    both = pairs | {(right, left) for left, right in pairs}
-    assert {(f"{table}/{left}", "not_worse", f"{table}/{right}") for left, right in both} == set(compared(paper, name))
-    assert len(compared(paper, name)) == len(both)
+def test_equality_is_claimed_once_for_every_pair(
+    paper: Paper, name: str, table: str, pairs: list[tuple[str, str]]
+) -> None:
+    assert compared(paper, name) == [(f"{table}/{left}", "equal", f"{table}/{right}") for left, right in pairs]
+
+
+def test_nothing_else_claims_equality(paper: Paper) -> None:
+    equal = {
+        each.id for each in paper.claims for alternative in each.alternatives for c in alternative
+        if c.relation == "equal"
+    }  # fmt: skip
+    assert equal == {"H5-noise", "H5-noise-other", "H8-quantile", "M1", "M1-controls", "M1-other"}
+    assert all(claim(paper, name).gain_margin > 0 for name in equal)
 
 
 # ----------------------------------------------------------------------------------------------------------- ledger

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from kdbench.component import load_object
 from kdbench.plugins import registry
 from kdbench.testing import assert_loss_parity
-from kdbench.training import Distillation, Objective
+from kdbench.training import Distillation, LabelSmoothing, Objective
 from kdbench.training.followers import WeightAverage
-from kdbench_isls.objectives import BetaSmoothing, EntropyPenalty, FlatTarget, MatchedSmoothing, SelfDistillation
+from kdbench_isls.objectives import (
+    BetaSmoothing,
+    EntropyPenalty,
+    FlatTarget,
+    FlooredSmoothing,
+    MatchedSmoothing,
+    SelfDistillation,
+)
 from kdbench_isls.ranking import Ranking, draws, quantiles, shares
 
 RANKINGS: tuple[Ranking, ...] = ("average", "student", "none", "reversed")
@@ -27,6 +34,8 @@ DISTILLED = (SelfDistillation, FlatTarget, MatchedSmoothing)
 
 OBJECTIVES: dict[str, Objective] = {
     "entropy": EntropyPenalty(weight=0.3),
+    "LS released": FlooredSmoothing(epsilon=0.15, log_floor=1e-8),
+    "LS without a floor": FlooredSmoothing(epsilon=0.15, log_floor=0.0),
     "SD": SelfDistillation(temperature=4.0, alpha=0.6),
     "SD released": SelfDistillation(temperature=4.0, alpha=0.4, log_floor=1e-8),
     "SD soft alone": SelfDistillation(temperature=1.5, alpha=1.0),
@@ -134,6 +143,28 @@ def test_the_floor_stands_inside_the_logarithm_of_the_soft_term_alone(name: str)
     assert logits.softmax(1).min() < 1e-9
     without = value_of(msgspec.structs.replace(objective, log_floor=0.0), logits, batch)
     assert value_of(objective, logits, batch) < without - 1e-3
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("epsilon", [0.0, 0.15, 0.6])
+def test_released_label_smoothing_without_its_floor_is_label_smoothing(epsilon: float, classes: int) -> None:
+    logits, batch = make(classes=classes)
+    floored, exact = FlooredSmoothing(epsilon=epsilon, log_floor=0.0), LabelSmoothing(epsilon=epsilon, over="others")
+    assert value_of(floored, logits, batch) == pytest.approx(value_of(exact, logits, batch), rel=1e-13)
+    torch.testing.assert_close(
+        gradient_of(floored, logits, batch), gradient_of(exact, logits, batch), rtol=1e-12, atol=1e-16
+    )
+    assert floored.observe(logits, batch)["target"].item() == exact.observe(logits, batch)["target"].item()
+
+
+def test_released_label_smoothing_floors_both_of_its_terms() -> None:
+    """The floor is in the label's logarithm too, since the released code has one cross-entropy for the whole target."""
+    logits, batch = make(scale=6.0)
+    target = label_of(batch, 10)
+    target = target * (1 - 0.15) + (1 - target) * 0.15 / 9
+    expected = written_out(target, logits, 1e-8).item()
+    assert value_of(FlooredSmoothing(epsilon=0.15, log_floor=1e-8), logits, batch) == pytest.approx(expected, rel=1e-12)
+    assert expected < value_of(LabelSmoothing(epsilon=0.15, over="others"), logits, batch) - 1e-3
 
 
 @pytest.mark.parametrize("objective", [SelfDistillation(temperature=1.0, alpha=1.0), BetaSmoothing(a=3.0, alpha=1.0)])
@@ -353,3 +384,18 @@ def test_the_average_trains_along_where_it_ranks() -> None:
     expected = 0.25 * start + 0.75 * student.weight.detach()
     torch.testing.assert_close(average.average.module.weight.detach(), expected)  # type: ignore[union-attr]
     assert all(each.follower(fresh) is None for each in OBJECTIVES.values() if not isinstance(each, BetaSmoothing))
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_whoever_trains_a_network_along_pays_a_forward_pass_for_it(name: str) -> None:
+    follower = OBJECTIVES[name].follower(lambda: nn.Linear(2, 3))
+    assert OBJECTIVES[name].forwards == (0.0 if follower is None else 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in OBJECTIVES if name.startswith("Beta")))
+def test_observing_needs_no_ranking(name: str) -> None:
+    """Whoever gets which share, the mean is theirs: it can be told without asking who ranks."""
+    logits, batch = make()
+    alone = batch._replace(teacher_logits=torch.empty(0))
+    told = (OBJECTIVES[name].observe(torch.empty_like(logits), each)["target"].item() for each in (alone, batch))
+    assert len(set(told)) == 1

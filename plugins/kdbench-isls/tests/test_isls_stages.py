@@ -77,6 +77,14 @@ class Bench:
         part = splits_of(work, RECIPE.holdout, RECIPE.label_noise)[split]
         return predict(finished.model(work), part.inputs).double().numpy(), part.labels.numpy()
 
+    def labels(self, split: str, label_noise: float) -> NDArray[np.int64]:
+        """The labels of a split at another level of noise."""
+        folder = self.run(self.nets["CE"]).folder
+        found: NDArray[np.int64] = splits_of(Work(folder, read_spec(folder)), RECIPE.holdout, label_noise)[
+            split
+        ].labels.numpy()
+        return found
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
@@ -184,22 +192,35 @@ def test_calibration_without_a_validation_split_is_refused_in_words(holdout: flo
     assert "hold out a share" in str(caught.value.cure)
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_teachers_are_measured_on_the_noisy_training_split(bench: Bench, spread: Record, role: str) -> None:
-    logits, labels = bench.logits(role, "train")
-    assert len(labels) == 3600
+def described(logits: NDArray[np.float64], labels: NDArray[np.int64], ending: str) -> dict[str, Any]:
     p = scipy.special.softmax(logits / 4.0, axis=1)
-    confidence = p[np.arange(3600), labels]
-    found = {name.removesuffix(f".{role}"): value for name, value in spread.metrics.items() if name.endswith(role)}
+    confidence = p[np.arange(len(labels)), labels]
     expected = diversity(confidence, 5)
-    assert found == {
-        "train.uncertainty": pytest.approx(scipy.stats.entropy(p, axis=1).mean(), rel=1e-9),
-        "train.diversity": pytest.approx(expected.entropy, abs=1e-6),
-        "train.floored": expected.floored,
-        "train.variance": pytest.approx(confidence.var(), rel=1e-9),
-        "train.confidence": pytest.approx(confidence.mean(), rel=1e-9),
+    return {
+        f"train.uncertainty{ending}": pytest.approx(scipy.stats.entropy(p, axis=1).mean(), rel=1e-9),
+        f"train.diversity{ending}": pytest.approx(expected.entropy, abs=1e-6),
+        f"train.floored{ending}": expected.floored,
+        f"train.variance{ending}": pytest.approx(confidence.var(), rel=1e-9),
+        f"train.confidence{ending}": pytest.approx(confidence.mean(), rel=1e-9),
     }
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_teachers_are_measured_on_rightly_labelled_examples_and_on_all(bench: Bench, spread: Record, role: str) -> None:
+    logits, labels = bench.logits(role, "train")
+    right = labels == bench.labels("train", 0.0)
+    assert (len(labels), right.sum()) == (3600, 2880)
+    found = {name.removesuffix(f".{role}"): value for name, value in spread.metrics.items() if name.endswith(role)}
+    assert found == described(logits[right], labels[right], "") | described(logits, labels, "-all")
     assert 0 < found["train.uncertainty"] < np.log(10)
+
+
+def test_without_noise_every_example_is_rightly_labelled(bench: Bench) -> None:
+    record = bench.measured(TeacherStatistics(temperature=4.0, holdout=0.1, label_noise=0.0))
+    assert record.notes["rightly labelled"] == record.notes["examples"] == 3600
+    for role in ROLES:
+        for name in ("uncertainty", "diversity", "floored", "variance", "confidence"):
+            assert record.metrics[f"train.{name}.{role}"] == record.metrics[f"train.{name}-all.{role}"]
 
 
 def test_noise_and_temperature_make_a_teacher_another_one(bench: Bench, spread: Record) -> None:
@@ -208,8 +229,9 @@ def test_noise_and_temperature_make_a_teacher_another_one(bench: Bench, spread: 
     noisy = spread.metrics
     for role in ROLES:
         # The networks learnt something: they give a replaced label less than the one it stands for.
-        assert noisy[f"train.confidence.{role}"] < clean[f"train.confidence.{role}"]
-        assert noisy[f"train.uncertainty.{role}"] == clean[f"train.uncertainty.{role}"], "this is not about labels"
+        assert noisy[f"train.confidence-all.{role}"] < clean[f"train.confidence-all.{role}"]
+        assert noisy[f"train.confidence-all.{role}"] < noisy[f"train.confidence.{role}"]
+        assert noisy[f"train.uncertainty-all.{role}"] == clean[f"train.uncertainty.{role}"], "this is not about labels"
         assert sharp[f"train.uncertainty.{role}"] < noisy[f"train.uncertainty.{role}"]
 
 
@@ -218,7 +240,7 @@ def test_neighbours_are_those_asked_for(bench: Bench, spread: Record) -> None:
     record = bench.measured(stage)
     assert record.metrics["train.diversity.CE"] != spread.metrics["train.diversity.CE"]
     assert record.metrics["train.diversity.CE"] == pytest.approx(spread.metrics["train.diversity.CE"], abs=0.1)
-    assert record.notes == {"distance floor": 1e-10, "examples": 3600}
+    assert record.notes == {"distance floor": 1e-10, "examples": 3600, "rightly labelled": 2880}
 
 
 def test_what_no_teacher_can_be_measured_at_is_refused() -> None:

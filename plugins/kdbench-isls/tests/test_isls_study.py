@@ -17,14 +17,24 @@ from kdbench.stages import Train
 from kdbench.study import Node
 from kdbench.training import CrossEntropy, LabelSmoothing
 from kdbench_isls.association import partial_rank_correlation
-from kdbench_isls.objectives import BetaSmoothing, EntropyPenalty, FlatTarget, MatchedSmoothing, SelfDistillation
+from kdbench_isls.objectives import (
+    BetaSmoothing,
+    EntropyPenalty,
+    FlatTarget,
+    FlooredSmoothing,
+    MatchedSmoothing,
+    SelfDistillation,
+)
 from kdbench_isls.recipes import GRID_A, GRID_ENTROPY, TEMPERATURES
 from kdbench_isls.study import _association
 
 ROW = {"smoke": "plain2/mnist1d/noise-20", "laptop": "plain4/mnist1d/noise-20", "full": "resnet34/cifar100/noise-0"}
 CORE_ARMS = {"CE", "LS", "LS-matched", "SD-g1", "SD-g2", "SD-g3", "Beta", "shuffled"}
 CONTROLS = {"reversed", "student-ranked", "quantile", "SD-flat", "SD-permuted", "entropy"}
-CORE_CLAIMS = {"H1", "H2", "H2-variance", "H3", "H4", "H4-ece", "H4-nll", "H5", "H5-noise", "H6-beta", "M1"}
+CORE_CLAIMS = {
+    "H1", "H2", "H2-all", "H2-variance", "H3", "H4", "H4-ece", "H4-nll", "H4-scaled", "H5", "H5-noise", "H6-beta", "M1",
+}  # fmt: skip
+SMOOTHED = {"clean": LabelSmoothing, "released": FlooredSmoothing}
 EXPECTED_T = {"released": 4.0, "clean": 1.0}
 
 
@@ -138,7 +148,7 @@ def test_smoke_measures_the_core_arms_in_every_table() -> None:
     for table in ("accuracy", "nll", "ece", "ece20", "scaled-nll", "scaled-ece"):
         assert found[table] == CORE_ARMS
     assert found["target"] == CORE_ARMS - {"CE"}
-    for table in ("uncertainty", "diversity", "variance", "confidence"):
+    for table in ("uncertainty", "diversity", "variance", "confidence", "diversity-all", "variance-all"):
         assert found[table] == {"g0", "g1", "g2", "g3"}
     # What costs nothing more is kept too: the chain at the default temperature is one of the sweep.
     chain = {f"T{EXPECTED_T['clean']:g}-g{number}" for number in range(4)}
@@ -155,6 +165,20 @@ def test_all_claims_measure_every_arm_at_every_level_of_noise() -> None:
         for table in ("accuracy", "uncertainty", "diversity", "variance", "confidence"):
             assert {f"{table}-by-T/{row}/T{t:g}-g{g}" for t in TEMPERATURES for g in range(4)} <= cells
         assert {f"target/{row}/{arm}" for arm in (CORE_ARMS | CONTROLS) - {"CE", "entropy"}} <= cells
+        assert {cell for cell in cells if cell.startswith(f"association/{row}/")} == {f"association/{row}/partial"}
+        for table in ("diversity-all", "variance-all"):
+            assert {cell for cell in cells if cell.startswith(f"{table}/{row}/")} == {
+                f"{table}/{row}/g{number}" for number in range(4)
+            }
+
+
+def test_statistics_over_all_examples_stand_beside_those_over_rightly_labelled_ones() -> None:
+    for measurement in planned(claims="core").plan.measurements:
+        table, *_, column = measurement.cell.split("/")
+        if table in ("uncertainty", "diversity", "variance", "confidence", "diversity-all", "variance-all"):
+            (node,) = measurement.quantity.nodes
+            assert node.spec.hash == node_of(f"diversity/{column}").spec.hash
+            assert measurement.quantity.name == node.metric(f"train.{table}.{column}").name
 
 
 @pytest.mark.parametrize("noise", [0, 20, 40])
@@ -193,10 +217,19 @@ OBJECTIVES: dict[str, Any] = {
 def test_arms_differ_in_their_objective_alone(arm: str, protocol: str) -> None:
     """One initialisation and order of examples for all arms, that of generation 1; later generations start anew."""
     stage, scratch = (trained(node_of(f"accuracy/{name}", protocol=protocol)) for name in (arm, "CE"))
-    assert type(stage.objective) is OBJECTIVES[arm]
+    assert type(stage.objective) is (SMOOTHED[protocol] if arm == "LS" else OBJECTIVES[arm])
     assert stage.restart == {"CE": 0, "SD-g2": 2, "SD-g3": 3}.get(arm, 1)
     assert (stage.network, stage.recipe) == (scratch.network, scratch.recipe)
     assert node_of(f"accuracy/{arm}", protocol=protocol).spec.seed == 0
+
+
+def test_label_smoothing_is_computed_as_each_reading_computes_its_soft_terms() -> None:
+    clean, released = (trained(node_of("accuracy/LS", protocol=name)).objective for name in ("clean", "released"))
+    assert clean == LabelSmoothing(epsilon=pytest.approx(0.15), over="others")
+    assert released == FlooredSmoothing(epsilon=pytest.approx(0.15), log_floor=1e-8)
+    beta = trained(node_of("accuracy/Beta", protocol="released")).objective
+    assert isinstance(beta, BetaSmoothing)
+    assert beta.log_floor == 1e-8
 
 
 def test_no_two_arms_are_one_and_their_labels_tell_them_apart() -> None:
@@ -314,6 +347,11 @@ def test_tuned_arms_choose_among_four_by_validation() -> None:
     assert len({stage.restart for stage in plain}) == 4
     assert not {1, 2, 3} & {stage.restart for stage in plain}
     assert {type(stage.objective) for stage in plain} == {CrossEntropy}
+
+
+def test_tuned_label_smoothing_has_the_released_floor_where_the_reading_is() -> None:
+    found = [trained(trial).objective for trial in node_of("tuned/LS", protocol="released").inputs.values()]
+    assert found == [FlooredSmoothing(epsilon=pytest.approx(0.6 / (a + 1)), log_floor=1e-8) for a in GRID_A]
 
 
 def test_calibration_and_teachers_use_the_recipes_split() -> None:

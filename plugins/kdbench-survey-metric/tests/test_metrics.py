@@ -179,7 +179,7 @@ def test_the_report_shows_them(third_party: Reproduction, capsys: pytest.Capture
     assert exit.value.code == 0
     header = next(line for line in out.splitlines() if "DS-chance" in line)
     assert header.split() == list(IDS)
-    row = next(line for line in out.splitlines() if line.startswith("t/chosen"))
+    row = next(line for line in out.splitlines() if line.startswith("chosen "))
     mean = np.mean([scores_of(third_party)["DS", "t/chosen", seed] for seed in (0, 1)])
     assert row.split()[1] == f"{mean:.3f}"
 

@@ -52,7 +52,7 @@ class LabelSmoothing(Objective, frozen=True):
 @hookimpl
 def kdbench_objectives() -> Iterator[ObjectiveInfo]:
     yield ObjectiveInfo(
-        id="label-smoothing",
+        id="hinton-label-smoothing",
         title="cross-entropy with labels of which a share is spread evenly over all classes",
         source="Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv 1512.00567",
         create="kdbench_hinton.objectives:LabelSmoothing",

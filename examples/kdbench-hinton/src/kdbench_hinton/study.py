@@ -68,7 +68,7 @@ def arms(lab: Lab, teacher: Node, seed: int) -> dict[str, list[Node]]:
     network, training = networks(lab.tier)[1], recipe(lab.tier)
     made: dict[str, list[Node]] = {"plain": [], "smoothed": [], "distilled-T1": [], "distilled": []}
     for trial in range(TRIALS):
-        smoothing = lab.objective("label-smoothing", strength=STRENGTHS[trial])
+        smoothing = lab.objective("hinton-label-smoothing", strength=STRENGTHS[trial])
         made["plain"].append(lab.train(network, seed=seed, recipe=training, restart=trial))
         made["smoothed"].append(lab.train(network, seed=seed, recipe=training, objective=smoothing, restart=trial))
         for arm, temperature in (("distilled-T1", 1.0), ("distilled", TEMPERATURES[trial])):
@@ -82,7 +82,7 @@ def arms(lab: Lab, teacher: Node, seed: int) -> dict[str, list[Node]]:
 def small_arms(lab: Lab, teacher: Node, seed: int) -> dict[str, Node]:
     """A student of each kind on a tenth of the signals, and the teacher that saw most of them."""
     network, training = networks(lab.tier)[1], small_recipe(lab.tier)
-    smoothing = lab.objective("label-smoothing", strength=FIXED_STRENGTH)
+    smoothing = lab.objective("hinton-label-smoothing", strength=FIXED_STRENGTH)
     distillation = Distillation(temperature=FIXED_TEMPERATURE, alpha=ALPHA)
     return {
         "plain": lab.train(network, seed=seed, recipe=training, label="small data, plain"),
