@@ -136,7 +136,7 @@ def with_baselines(found: Sequence[Subject]) -> list[Subject]:
     keys = [_training_key(subject.student.record, subject.seed) for subject in found]
     plain: dict[bytes, Finished] = {}
     for key, subject in zip(keys, found, strict=True):
-        if key and subject.teacher is None and _from_labels(subject.student.record):
+        if key and subject.teacher is None and _from_labels(subject.student):
             plain.setdefault(key, subject.student)
     return [
         subject if subject.teacher is None or key is None else subject._replace(baseline=plain.get(key))
@@ -145,17 +145,24 @@ def with_baselines(found: Sequence[Subject]) -> list[Subject]:
 
 
 def _training_key(record: Record, seed: int) -> bytes | None:
-    """What a network and its baseline have in common: network, recipe and seed; None where a record does not say."""
+    """What a network and its baseline have in common, with the seed; None where a record does not say.
+
+    That is the network, the recipe, and what else was done to it: the notes ``technique``, and ``before`` it.
+    """
     notes = record.notes
     if "network" not in notes or "recipe" not in notes:
         return None
-    return msgspec.json.encode((seed, notes["network"], notes["recipe"]), order="sorted")
+    done = {name: notes[name] for name in ("network", "recipe", "technique", "before") if name in notes}
+    return msgspec.json.encode((seed, done), order="sorted")
 
 
-def _from_labels(record: Record) -> bool:
-    """Whether the network was trained on plain cross-entropy: what a baseline is."""
-    objective: object = record.notes.get("objective")
-    return bool(objective == pack(CrossEntropy()))
+def _from_labels(finished: Finished) -> bool:
+    """Whether the network was trained on plain cross-entropy, and so was the one that it was made of: a baseline."""
+    record = finished.record
+    if record.notes.get("objective") != pack(CrossEntropy()):
+        return False
+    source = record.spec.get("inputs", {}).get("network")
+    return source is None or _from_labels(Finished(finished.folder.parent / source))
 
 
 def _teacher(node: Node) -> Node | None:

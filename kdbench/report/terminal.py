@@ -72,15 +72,29 @@ def show_result(console: Console, result: Reproduction) -> None:
 def show_grid(console: Console, grid: Grid, who: str, colour: str) -> None:
     """One table under its title, the note below it."""
     console.print(f"[bold {colour}]{who}[/]: {escape(grid.title)}")
-    if grid.rows:
+    for places in _side_by_side(grid, console.width):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for index, column in enumerate(grid.columns):
-            table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for place in places:
+            table.add_column(escape(grid.columns[place]), justify="right" if place else "left", no_wrap=place > 0)
         for row in grid.rows:
-            table.add_row(*(escape(text) for text in row))
+            table.add_row(*(escape(row[place]) for place in places))
         console.print(table)
     console.print(f"[dim]{escape(grid.note)}[/]")
     console.print()
+
+
+def _side_by_side(grid: Grid, width: int) -> list[list[int]]:
+    """The columns of a table in as many parts as it takes to cut none of them off; each begins with the rows' names."""
+    if not grid.rows:
+        return []
+    sizes = [max(len(text) for text in column) for column in zip(grid.columns, *grid.rows, strict=True)]
+    parts, left = [[0]], width - sizes[0]
+    for place, size in enumerate(sizes[1:], start=1):
+        if size + 3 > left and len(parts[-1]) > 1:
+            parts, left = [*parts, [0]], width - sizes[0]
+        parts[-1].append(place)
+        left -= size + 3
+    return parts
 
 
 def show_deviations(console: Console, deviations: Iterable[Deviation], protocol: str) -> None:

@@ -234,3 +234,21 @@ def test_a_dossier_without_any_number_says_so_and_names_what_was_not_read() -> N
     after = text.partition(NONE_OF_IT)[2]
     said = "No number of the paper was read, and none is filled from memory."
     assert after.startswith(f"\n{said}\n\nWithout any number: Table 1; All figures: NOT FOUND.\n\n## ")
+
+
+def test_a_table_wider_than_the_terminal_is_shown_in_parts_that_cut_nothing_off() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from kdbench.report.grids import Grid
+    from kdbench.report.terminal import show_grid
+
+    columns = ["", *(f"column-{place}" for place in range(9))]
+    row = ["row", *(f"{place}.1234 ± 0.5678" for place in range(9))]
+    told = StringIO()
+    show_grid(Console(file=told, width=60), Grid("wide", "note", columns, [row]), "Measured", "cyan")
+    lines = told.getvalue().splitlines()
+    assert all(text in told.getvalue() for text in (*columns, *row))
+    assert sum(line.startswith("row") for line in lines) == 3
+    assert max(map(len, lines)) <= 60

@@ -2,71 +2,51 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from orth_bench import KD, NONE, RECIPE, SEEN, STUDENT, Bench, Spy
+from orth_models import needs_extra
 from torch import Tensor, nn
 
 from kdbench import stage as stages
-from kdbench.component import load_object, pack, unpack
-from kdbench.data import DataRef, dataset
+from kdbench.component import pack, unpack
 from kdbench.errors import StageError
-from kdbench.networks import Network, Plain
-from kdbench.paper import Paper, Protocol
+from kdbench.networks import Network
 from kdbench.record import Record
 from kdbench.stage import PREDICTIONS, WEIGHTS, Finished, Work, execute, read_record, read_spec
 from kdbench.stages import Train
 from kdbench.stages.splits import splits_of
 from kdbench.store import Store
-from kdbench.study import Lab, Node
-from kdbench.training import SGD, CrossEntropy, Distillation, Objective, Recipe
-from kdbench.training.batch import Batch
+from kdbench.study import Node
+from kdbench.training import CrossEntropy
 from kdbench.training.evaluate import evaluate
 from kdbench.training.followers import Follower, Fresh
 from kdbench.training.model import Normalised, sizes_of
-from kdbench.training.recipe import Sample
 from kdbench_orthogonality import techniques
 from kdbench_orthogonality.compress import MASKS, PROGRAM, Compress
 from kdbench_orthogonality.networks import SlimPlain
-from kdbench_orthogonality.techniques import FakeQuantise, Int8, Prune, Structured, Technique, Untouched, available
+from kdbench_orthogonality.techniques import FakeQuantise, Int8, Prune, Structured, Technique, Untouched
 
-STUDENT, TEACHER = Plain(size=2, width=0.5), Plain(size=4, width=0.5)
-RECIPE = Recipe(
-    epochs=2, optimizer=SGD(lr=0.05, weight_decay=1e-3), batch_size=64, holdout=0.1, sample=Sample(size=800, number=1)
-)
-NONE = msgspec.structs.replace(RECIPE, epochs=0)
-KD = Distillation(temperature=4.0, alpha=0.9)
-
-extra = pytest.mark.skipif(
-    not available(), reason="torch-pruning and torchao are missing: install kdbench-orthogonality[techniques]"
-)
 ALL: list[Any] = [
     Untouched(),
     Prune(amount=0.5),
     FakeQuantise(bits=3),
-    pytest.param(Structured(ratio=1 / 3), marks=extra),
-    pytest.param(Int8(training=False), marks=extra),
+    pytest.param(Structured(ratio=1 / 3), marks=needs_extra),
+    pytest.param(Int8(training=False), marks=needs_extra),
 ]
-QAT = pytest.param(Int8(training=True), marks=[extra, pytest.mark.slow])
+QAT = pytest.param(Int8(training=True), marks=[needs_extra, pytest.mark.slow])
 
 
 def named(technique: Technique) -> str:
     return technique.label
-
-
-SEEN: list[list[int]] = []
-
-
-class Spy(CrossEntropy, frozen=True):
-    """Notes the places of every batch."""
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        SEEN.append(batch.indices.tolist())
-        return super().loss(logits, batch)
 
 
 class Accompanied(CrossEntropy, frozen=True):
@@ -79,51 +59,6 @@ class Accompanied(CrossEntropy, frozen=True):
 
 class Killed(BaseException):
     """What a kill is to the process that it ends."""
-
-
-class Bench:
-    """A store shared by the tests below: each network is trained once, in this process."""
-
-    def __init__(self, root: Path) -> None:
-        self.store = Store(root)
-        self.store.stages.mkdir(parents=True)
-        paper = Paper(
-            id="toy",
-            title="A toy",
-            authors="Nobody",
-            venue="Nowhere",
-            year=2026,
-            url="https://example.org",
-            bibtex="@misc{toy}",
-            summary="Nothing.",
-            datasets=("mnist1d",),
-            default_dataset={"smoke": "mnist1d"},
-            protocols=(Protocol(id="clean", sentence="clean"),),
-        )
-        data: DataRef = load_object(dataset("mnist1d").locate)(None, Path(os.environ["KDBENCH_CACHE"]), None)
-        self.lab = Lab(paper, tier="smoke", protocol="clean", data=data, seeds=(0,), networks={})
-        self.student = self.lab.train(STUDENT, seed=0, recipe=RECIPE)
-        self.teacher = self.lab.train(TEACHER, seed=0, recipe=RECIPE)
-
-    def run(self, node: Node) -> Finished:
-        for parent in node.inputs.values():
-            self.run(parent)
-        folder = self.store.prepare(node.spec)
-        execute(folder)
-        return Finished(folder)
-
-    def compressed(
-        self,
-        technique: Technique,
-        recipe: Recipe = RECIPE,
-        objective: Objective | None = None,
-        network: Node | None = None,
-    ) -> Node:
-        inputs = {"network": network or self.student}
-        if isinstance(objective, Distillation):
-            inputs["teacher"] = self.lab.teacher(self.teacher, recipe)
-        stage = Compress(technique=technique, recipe=recipe, objective=objective or CrossEntropy())
-        return self.lab.stage(stage, seed=0, label=technique.label, inputs=inputs, network=STUDENT)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +135,7 @@ def test_a_network_is_rebuilt_from_weights_and_notes(bench: Bench, technique: Te
     assert sizes["nonzero_parameters"] == notes["sizes"]["nonzero_parameters"]
 
 
-@extra
+@needs_extra
 def test_a_slim_network_may_be_cut_trained_and_pruned_again(bench: Bench) -> None:
     first = bench.compressed(Structured(ratio=1 / 3))
     slim = unpack(bench.run(first).record.notes["network"])
@@ -217,16 +152,30 @@ def test_the_splits_are_those_of_the_recipe(bench: Bench) -> None:
     assert sorted(place for batch in SEEN[: len(SEEN) // 2] for place in batch) == list(range(720))
 
 
-def test_every_technique_and_objective_sees_one_order_of_examples(bench: Bench) -> None:
-    orders = []
-    for technique in (Untouched(), Prune(amount=0.3), FakeQuantise(bits=4)):
-        SEEN.clear()
-        bench.run(bench.compressed(technique, objective=Spy(), recipe=msgspec.structs.replace(RECIPE, ties="last")))
-        orders.append(list(SEEN))
+def order_of(bench: Bench, node: Node) -> list[list[int]]:
+    """Places of every batch, of a stage with a spy that nobody has run."""
+    for parent in node.inputs.values():
+        bench.run(parent)
     SEEN.clear()
-    bench.run(bench.lab.train(STUDENT, seed=0, recipe=RECIPE, objective=Spy()))
-    assert orders[0] == orders[1] == orders[2]
-    assert orders[0] != SEEN, "the first training had another order"
+    bench.run(node)
+    assert SEEN
+    return list(SEEN)
+
+
+def test_every_technique_and_objective_sees_one_order_of_examples(bench: Bench) -> None:
+    recipe = msgspec.structs.replace(RECIPE, ties="last")
+    first = order_of(bench, bench.lab.train(STUDENT, seed=0, recipe=recipe, objective=Spy()))
+    found = [
+        order_of(bench, bench.compressed(technique, recipe, Spy()))
+        for technique in (Untouched(), Prune(amount=0.3), FakeQuantise(bits=4))
+    ]
+    assert found[0] == found[1] == found[2] != first, "the first training had another order"
+    again = [
+        order_of(bench, bench.compressed(Prune(amount=0.6), recipe, Spy(), bench.compressed(before, NONE, objective)))
+        for before, objective in ((Prune(amount=0.4), None), (FakeQuantise(bits=4), KD))
+    ]
+    assert again[0] == again[1], "after as many techniques, whichever they were"
+    assert again[0] not in (found[0], first), "after one technique the order is another"
 
 
 # What was pruned stays pruned
@@ -267,7 +216,7 @@ def test_a_later_stage_keeps_what_was_pruned(bench: Bench, then: Technique) -> N
         assert same(kept, masks)
 
 
-@extra
+@needs_extra
 def test_eight_bits_keep_what_was_pruned(bench: Bench) -> None:
     first = bench.compressed(Prune(amount=0.5))
     pruned = sum(int(mask.sum()) for mask in bench.run(first).tensors(MASKS).values())
@@ -277,7 +226,7 @@ def test_eight_bits_keep_what_was_pruned(bench: Bench) -> None:
     assert MASKS not in later.record.files
 
 
-@extra
+@needs_extra
 def test_filters_are_not_cut_out_of_a_pruned_network(bench: Bench) -> None:
     node = bench.compressed(Structured(ratio=0.5), network=bench.compressed(Prune(amount=0.5)))
     with pytest.raises(StageError, match="has no place in"):
@@ -329,7 +278,7 @@ def test_distillation_trains_otherwise_than_labels(bench: Bench) -> None:
 # Eight bits
 
 
-@extra
+@needs_extra
 def test_int8_leaves_a_program_and_counts_convolutions(bench: Bench) -> None:
     finished = bench.run(bench.compressed(Int8(training=False, calibration=100)))
     findings = finished.record.notes["findings"]
@@ -345,6 +294,42 @@ def test_int8_leaves_a_program_and_counts_convolutions(bench: Bench) -> None:
     assert sizes["bytes"] < bench.run(bench.student).record.notes["sizes"]["bytes"] / 2
     control = bench.run(bench.compressed(Untouched())).record.metrics["test.accuracy"]
     assert abs(finished.record.metrics["test.accuracy"] - control) < 5, "trained as the control was, then rounded"
+
+
+@pytest.mark.parametrize("technique", ALL, ids=named)
+def test_a_technique_says_which_library_it_needs_in_which_version(technique: Technique) -> None:
+    packages = {"": "", "torch_pruning": "torch-pruning", "torchao": "torchao"}
+    package = packages[technique.library]
+    assert technique.made_with == (f"{technique.library} {version(package)}" if package else "")
+
+
+def test_a_library_that_is_missing_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(techniques, "version", absent)
+    assert [each.made_with for each in (Structured(ratio=0.5), Int8(training=False), Prune(amount=0.5))] == [""] * 3
+
+
+@needs_extra
+def test_a_stage_planned_with_another_version_is_another_one_and_fails(bench: Bench) -> None:
+    here = Structured(ratio=0.25)
+    nodes = {}
+    for made_with in ("", here.made_with, "torch_pruning 0.0"):
+        stage = Compress(technique=here, recipe=NONE, made_with=made_with)
+        nodes[made_with] = bench.lab.stage(stage, seed=0, label=made_with, inputs={"network": bench.student})
+    assert len({node.spec.hash for node in nodes.values()}) == 3
+    other = nodes.pop("torch_pruning 0.0")
+    message = re.escape(f"planned with torch_pruning 0.0, and here is {here.made_with}")
+    with pytest.raises(StageError, match=message) as caught:
+        bench.run(other)
+    assert (caught.value.where, caught.value.cure) == (
+        other.spec.label,
+        "plan and run in one environment: reproduce again",
+    )
+    assert read_record(bench.store.stages / other.spec.hash) is None
+    one, two = (bench.run(node) for node in nodes.values())
+    assert same(one.tensors(WEIGHTS), two.tensors(WEIGHTS))
 
 
 @pytest.mark.parametrize("technique", [Structured(ratio=0.5), Int8(training=False)], ids=named)
@@ -366,24 +351,23 @@ def test_an_objective_with_a_network_of_its_own_is_refused(bench: Bench) -> None
 # Kill and resume
 
 
-@pytest.fixture
-def killing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A process that ends with its first resumable state."""
+@contextmanager
+def killing() -> Iterator[None]:
+    """Within, a process ends with its first resumable state."""
     save = Work.save_state
 
     def save_and_end(work: Work, state: Any) -> None:
         save(work, state)
         raise Killed
 
-    monkeypatch.setattr(stages, "STATE_EVERY", 0.0)
-    monkeypatch.setattr(Work, "save_state", save_and_end)
-    return monkeypatch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "STATE_EVERY", 0.0)
+        patch.setattr(Work, "save_state", save_and_end)
+        yield
 
 
 @pytest.mark.parametrize("technique", [*ALL, QAT], ids=named)
-def test_killed_and_resumed_ends_as_if_undisturbed(
-    bench: Bench, technique: Technique, killing: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_ends_as_if_undisturbed(bench: Bench, technique: Technique, tmp_path: Path) -> None:
     node = bench.compressed(technique, objective=KD)
     for parent in node.inputs.values():
         bench.run(parent)
@@ -393,12 +377,11 @@ def test_killed_and_resumed_ends_as_if_undisturbed(
     for parent in node.inputs.values():
         (elsewhere.stages / parent.spec.hash).symlink_to(bench.store.stages / parent.spec.hash)
     other = elsewhere.prepare(node.spec)
-    with pytest.raises(Killed):
+    with killing(), pytest.raises(Killed):
         execute(other)
     assert read_record(other) is None
     epoch = torch.load(other / "state.pt", weights_only=True)["epoch"]
     assert epoch == 1
-    killing.undo()
     execute(folder)
     execute(other)
     undisturbed, resumed = read_record(folder), read_record(other)

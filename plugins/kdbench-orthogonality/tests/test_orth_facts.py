@@ -12,11 +12,12 @@ import pytest
 from scipy import stats
 
 from kdbench.data import DATASETS
-from kdbench.paper import TIERS, Claim, Comparison, Paper
+from kdbench.paper import Claim, Comparison, Paper
 from kdbench.testing.checks import facts
 from kdbench.verdict import judge
 from kdbench_orthogonality.interaction import MARGINS as MARGINS_OF_GRADES
 from kdbench_orthogonality.interaction import grade
+from kdbench_orthogonality.stages import LOG_TEMPERATURES
 
 QKD = {"qkd/ResNet-18/W4A4/gain": 1.3, "qkd/MobileNetV2/W4A4/gain": 2.6}
 OURS = {
@@ -41,10 +42,11 @@ INTERACTIONS = {
 }
 CORE = {
     "H1", "H1-ft", *(f"{name}{grade}" for name in ADDITIVE for grade in ("", "-additive", "-additive-log")),
-    "B1", "B2", "B3", "B4", "B1-fixed", "B2-fixed", "G1", "G1-variance", "G1-gain", "G1-disagreement",
+    "B0", "B1", "B2", "B3", "B4", "B1-fixed", "B2-fixed", "G1-match", "G1", "G1-variance", "G1-gain", "G1-disagreement",
 }  # fmt: skip
 REST = {
-    *WEAK, *INTERACTIONS, "H6", "H7", "B1-boot", "B5", "A1-n", "A1-aug", "A2", "A3", "O1-order", "O1-staging",
+    *WEAK, *INTERACTIONS, "H6", "H7", "B1-boot", "B5", "A1-n", "A1-aug", "A2", "A3",
+    "O1-order", "O1-joint", "O1-staging",
 } - CORE  # fmt: skip
 NOT_TESTED = {"C1", "C3", "C4"}
 
@@ -52,7 +54,8 @@ NOT_TESTED = {"C1", "C3", "C4"}
 MARGINS = {
     "accuracy": (0.5, "%"), "interaction/accuracy": (0.5, "points"), "interaction/log-error": (0.1, ""),
     "ensemble/variance": (0.005, ""), "ensemble/bias": (0.005, ""), "ensemble/gain": (0.5, "points"),
-    "ensemble/disagreement": (0.01, ""), "ensemble/recovered": (0.1, ""), "augmentation/gain": (0.5, "points"),
+    "ensemble/disagreement": (0.01, ""), "ensemble/single": (0.5, "%"), "augmentation/gain": (0.5, "points"),
+    "ensemble/matched-confidence": (0.01, ""), "ensemble/target-confidence": (0.01, ""),
     "augmentation/slope": (0.25, "points per doubling"), "unlabelled": (0.5, "%"), "teacher-outputs": (0.5, "%"),
     "order": (0.5, "%"), "stack/accuracy": (0.5, "%"), "grid": (0.5, "%"),
 }  # fmt: skip
@@ -63,6 +66,7 @@ PILOT = {
     "structured33": (90.79, 92.52, 1.73, 0.67), "qat4": (94.67, 95.96, 1.29, 0.24),
 }  # fmt: skip
 PILOT_RATIOS = {"none": 0.80, "none+ft": 0.78, "prune50": 0.73, "structured33": 0.81, "qat4": 0.76}
+BAGGING_SINGLE = {"CE": 86.12, "KD-own": 89.61}
 BAGGING = {  # ensemble gain, bias, variance, disagreement; label smoothing was not matched in confidence
     "CE": (9.73, 0.1015, 0.1041, 0.204),
     "LS": (11.03, 0.1748, 0.0724, 0.229),
@@ -139,7 +143,7 @@ def test_claims(paper: Paper) -> None:
     assert {each.id for each in paper.claims if each.core} == CORE
     assert {each.id for each in paper.claims if each.not_tested} == NOT_TESTED
     assert {each.id for each in paper.claims} == CORE | REST | NOT_TESTED
-    assert not any(each.exact for each in paper.claims)
+    assert {each.id for each in paper.claims if each.exact} == {"G1-match"}
 
 
 def test_what_the_abstract_says_and_what_is_our_form_of_it(paper: Paper) -> None:
@@ -156,8 +160,10 @@ def test_every_claim_compares_one_measure_by_its_margin(paper: Paper) -> None:
         if each.not_tested:
             continue
         measures = {measure(cell) for cell in each.cells()}
-        assert len(measures) == 1, f"{each.id} mixes measures"
-        assert (each.gain_margin, each.unit) == MARGINS[measures.pop()], each.id
+        # The one claim that compares two measures is that they are the same.
+        matched = {"ensemble/matched-confidence", "ensemble/target-confidence"}
+        assert len(measures) == 1 or (each.id == "G1-match" and measures == matched), f"{each.id} mixes measures"
+        assert {(each.gain_margin, each.unit)} == {MARGINS[name] for name in measures}, each.id
         assert each.margin_reason.startswith("Project choice"), each.id
         assert all(comparison.margin is None for comparison in comparisons(each)), each.id
 
@@ -193,21 +199,24 @@ def test_gains_add_up_where_the_interaction_equals_zero(paper: Paper, name: str,
                 for at in ("w1-d2", "w1-d4", "w1-d6", "w2-d2", "w2-d4", "w2-d6")]),
         ("H7", [("stack/triple/accuracy", "greater", f"stack/{pair}/accuracy")
                 for pair in ("separable+prune", "separable+int8", "prune+int8")]),
+        ("B0", [("ensemble/KD-own/single", "greater", "ensemble/CE/single")]),
         ("B1", [("ensemble/KD-own/variance", "less", "ensemble/CE/variance")]),
         ("B2", [("ensemble/CE/bias", "not_worse", "ensemble/KD-own/bias")]),
         ("B3", [("ensemble/KD-own/gain", "less", "ensemble/CE/gain")]),
         ("B4", [("ensemble/KD-own/disagreement", "less", "ensemble/CE/disagreement")]),
         ("B1-fixed", [("ensemble/KD-fixed/variance", "less", "ensemble/CE/variance")]),
         ("B2-fixed", [("ensemble/CE/bias", "not_worse", "ensemble/KD-fixed/bias")]),
+        ("G1-match", [("ensemble/LS-matched/matched-confidence", "equal", "ensemble/LS-matched/target-confidence")]),
         ("G1", [("ensemble/KD-own/bias", "less", "ensemble/LS-matched/bias")]),
         *((f"G1-{column}", [(f"ensemble/KD-own/{column}", "less", f"ensemble/LS-matched/{column}")])
           for column in ("variance", "gain", "disagreement")),
         ("B1-boot", [("ensemble/KD-boot/variance", "less", "ensemble/CE-boot/variance")]),
-        ("B5", [("ensemble/KD-bagged/recovered", "greater", "ensemble/CE-boot/recovered")]),
+        ("B5", [("ensemble/KD-bagged/single", "greater", "ensemble/CE-whole/single")]),
         ("A1-n", [("augmentation/n/slope", "less", "augmentation/zero/slope")]),
         ("A1-aug", [("augmentation/shift-on/gain", "less", "augmentation/shift-off/gain")]),
         ("A2", [("unlabelled/KD-extra", "greater", "unlabelled/KD")]),
         ("A3", [("teacher-outputs/redrawn", "greater", "teacher-outputs/frozen")]),
+        ("O1-joint", [("order/joint", "greater", f"order/{other}") for other in ("prune-KD", "KD-prune")]),
         ("O1-staging", [("order/staged-qat3", "greater", "order/naive-qat3")]),
     ],
 )  # fmt: skip
@@ -215,13 +224,29 @@ def test_what_each_other_claim_compares(paper: Paper, name: str, expected: list[
     assert compared(paper, name) == expected
 
 
-def test_the_order_matters_if_any_ordered_pair_does(paper: Paper) -> None:
-    orders = ("prune-KD", "KD-prune", "joint")
-    alternatives = claim(paper, "O1-order").alternatives
-    assert all(len(alternative) == 1 for alternative in alternatives)
-    pairs = [(_short(c.left), c.relation, _short(c.right)) for (c,) in alternatives]
-    assert set(pairs) == {(f"order/{a}", "greater", f"order/{b}") for a in orders for b in orders if a != b}
-    assert len(pairs) == 6
+def test_the_order_matters_if_either_is_ahead(paper: Paper) -> None:
+    orders = ("order/prune-KD", "order/KD-prune")
+    pairs = [(_short(c.left), c.relation, _short(c.right)) for (c,) in claim(paper, "O1-order").alternatives]
+    assert pairs == [(orders[0], "greater", orders[1]), (orders[1], "greater", orders[0])]
+
+
+def test_what_claims_presuppose_is_a_claim_and_they_say_so(paper: Paper) -> None:
+    for name, others in (("B0", ("B1", "B2", "B3", "B4")), ("G1-match", ("G1", "G1-variance", "G1-gain"))):
+        assert claim(paper, name).core
+        for other in others:
+            assert (
+                f"Presupposes {name}." in claim(paper, other).note or f"Presupposes {name}:" in claim(paper, other).note
+            )
+    ids = [each.id for each in paper.claims]
+    assert ids.index("B0") < ids.index("B1")
+    assert ids.index("G1-match") < ids.index("G1")
+
+
+def test_tables_that_no_claim_touches_are_shown(paper: Paper) -> None:
+    touched = {cell.split("/")[0] for each in paper.claims for cell in each.cells()}
+    measured = OURS - touched
+    assert measured == {"front"}
+    assert {table.id for table in paper.tables if table.shown} == measured
 
 
 # -------------------------------------------------------------------------------------- what verdicts make of claims
@@ -247,6 +272,30 @@ def test_bias_that_is_not_higher_supports_b2_and_higher_bias_contradicts_it(
 
 
 @pytest.mark.parametrize(
+    ("last", "expected"),
+    [(0.8, "supported"), (0.8099, "supported"), (0.7899, "contradicted"), (0.8101, "contradicted")],
+)
+def test_one_seed_that_is_not_matched_contradicts_g1_match(paper: Paper, last: float, expected: str) -> None:
+    cells = {
+        "ensemble/LS-matched/matched-confidence": [0.9, 0.85, 0.7, 0.75, last],
+        "ensemble/LS-matched/target-confidence": [0.9, 0.85, 0.7, 0.75, 0.8],
+    }
+    assert word(paper, "G1-match", cells) == expected
+
+
+@pytest.mark.parametrize(("joint", "expected"), [(3.0, "supported"), (0.0, "contradicted"), (-3.0, "contradicted")])
+def test_distilling_on_both_sides_must_beat_each(paper: Paper, joint: float, expected: str) -> None:
+    """It is ahead of distillation after pruning by that much more than of distillation before it."""
+    before, jitter = [90.0, 91.0, 90.5, 89.5, 90.2], [0.1, -0.1, 0.05, -0.05, 0.02]
+    cells = {
+        "order/prune-KD": [value - 2.0 for value in before],
+        "order/KD-prune": before,
+        "order/joint": [value + joint + noise for value, noise in zip(before, jitter, strict=True)],
+    }
+    assert word(paper, "O1-joint", cells) == expected
+
+
+@pytest.mark.parametrize(
     ("values", "expected", "graded"),
     [
         ([0.05, -0.05, 0.03, -0.02, 0.01], "supported", "additive"),
@@ -265,75 +314,6 @@ def test_the_ledger_says_truly_how_verdicts_go_with_grades(
     assert word(paper, "H2p-additive", cells) == expected
     mean, reach = sum(values) / 5, stats.t.ppf(0.975, 4) * stats.tstd(values) / math.sqrt(5)
     assert grade(mean - reach, mean + reach, 0.5, None, None).interaction == graded
-
-
-# ----------------------------------------------------------------------------------------------------------- ledger
-
-
-def test_protocol_seeds_and_data_sets(paper: Paper) -> None:
-    assert [protocol.id for protocol in paper.protocols] == ["clean"]
-    assert paper.default_seeds == {"smoke": 1, "laptop": 5, "full": 5}
-    (seeds,) = (line for line in paper.deviations if line.id == "seeds")
-    assert "(1 by default at smoke, 5 at laptop and full)" in seeds.clean
-    assert paper.datasets == ("mnist1d-pool", "cifar10", "cifar100")
-    assert paper.default_dataset == {"smoke": "mnist1d-pool", "laptop": "mnist1d-pool", "full": "cifar100"}
-
-
-def test_every_line_covers_its_protocol_and_prose_stays_on_one_line(paper: Paper) -> None:
-    for line in paper.deviations:
-        assert not any((line.released, line.protocols, line.axes)), line.id
-        assert "not found" in line.written, line.id
-        assert bool(line.clean) != bool(line.here), line.id
-        assert all(part.strip() for part in (line.text("clean"), line.effect, line.source)), line.id
-        text = (line.item, line.written, line.clean, line.here, line.effect, line.source)
-        assert not any("\n" in part or "  " in part for part in text), line.id
-    for each in paper.claims:
-        prose = (each.title, each.sentence, each.source, each.metric, each.margin_reason, each.note, each.not_tested)
-        assert not any("\n" in part or "  " in part for part in prose), each.id
-        assert each.sentence.endswith("."), each.id
-        assert not each.title.endswith("."), each.id
-
-
-@pytest.mark.parametrize(
-    ("tier", "dataset", "expected"),
-    [
-        ("smoke", "mnist1d-pool", {"scale-data", "scale-network", "scale-epochs-smoke"}),
-        ("laptop", "mnist1d-pool", {"scale-data", "scale-network", "scale-epochs"}),
-        ("laptop", "cifar10", {"cifar-images", "scale-network", "scale-epochs"}),
-        ("full", "cifar100", {"cifar-images", "full-networks"}),
-    ],
-)
-def test_lines_of_a_scale_apply_there_alone(paper: Paper, tier: str, dataset: str, expected: set[str]) -> None:
-    limited = {line.id for line in paper.deviations if line.tiers or line.datasets}
-    applying = {line.id for line in paper.deviations if line.applies(protocol="clean", tier=tier, dataset=dataset)}
-    assert applying & limited == expected
-    assert {line.id for line in paper.deviations} - limited <= applying
-    for line in paper.deviations:
-        assert set(line.tiers) <= set(TIERS), line.id
-        assert set(line.datasets) <= set(paper.datasets), line.id
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("body", "no number of the paper"),
-        ("distillation-settings", "tuned for none"),
-        ("teacher-training", "never with the student's mixup"),
-        ("sizes", "MACs in every record"),
-        ("selection", "the test split chooses nothing"),
-        ("seeds", "a teacher of its own"),
-        ("recovery", "after fine-tuning"),
-        ("masks", "weight decay does not move what is masked"),
-        ("batch-norm", "estimated"),
-        ("grades", "never called additive"),
-        ("regulariser-control", "label smoothing"),
-        ("int8", "fails where there is none"),
-        ("cifar-images", "no copies as JPEG"),
-    ],
-)
-def test_every_trap_has_its_line(paper: Paper, line: str, words: str) -> None:
-    (found,) = (each for each in paper.deviations if each.id == line)
-    assert words in found.text("clean")
 
 
 # ------------------------------------------------------------------------------------------------------- arithmetic
@@ -399,10 +379,16 @@ def test_notes_on_ensembles_quote_the_pilot(paper: Paper) -> None:
         ("B2-fixed", 1, ("CE", "KD-fixed")), ("G1", 1, ("LS", "KD-own", "CE")), ("G1-variance", 2, ("LS", "KD-own")),
     ]:  # fmt: skip
         assert all(small(BAGGING[arm][column]) in claim(paper, name).note for arm in arms), name
+    assert all(f"{single:.2f}" in claim(paper, "B0").note for single in BAGGING_SINGLE.values())
     for name, arms in [("B3", ("CE", "KD-own")), ("G1-gain", ("LS", "KD-own", "CE"))]:
         assert all(f"+{BAGGING[arm][0]:.2f}" in claim(paper, name).note for arm in arms), name
     for name, arms in [("B4", ("CE", "KD-own")), ("G1-disagreement", ("LS", "KD-own", "CE"))]:
         assert all(f"{BAGGING[arm][3]:.3f}"[1:] in claim(paper, name).note for arm in arms), name
+
+
+def test_the_range_of_temperatures_is_the_stage_s(paper: Paper) -> None:
+    low, high = (math.exp(bound) for bound in LOG_TEMPERATURES)
+    assert f"from {low:.4f} to {high:.0f}".replace("0.", ".") in claim(paper, "G1-match").note
 
 
 def test_the_facts_hold_what_the_framework_asks_of_any_paper(paper: Paper) -> None:

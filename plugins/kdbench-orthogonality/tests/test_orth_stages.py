@@ -17,19 +17,20 @@ from kdbench.errors import StageError
 from kdbench.networks import Plain
 from kdbench.paper import Paper, Protocol
 from kdbench.record import Record
-from kdbench.stage import PREDICTIONS, WEIGHTS, Finished, Work, execute, read_spec
+from kdbench.stage import PREDICTIONS, Finished, Work, execute, read_spec
 from kdbench.stages.splits import splits_of
 from kdbench.store import Store
 from kdbench.study import Lab, Node
-from kdbench.training import SGD, Distillation, LabelSmoothing, Objective, Recipe
+from kdbench.training import SGD, Distillation, LabelSmoothing, Recipe
 from kdbench.training.evaluate import predict
 from kdbench.training.recipe import Sample
+from kdbench_orthogonality import stages
 from kdbench_orthogonality.decomposition import decompose
-from kdbench_orthogonality.stages import Decompose, MatchConfidence
+from kdbench_orthogonality.stages import Decompose, DecomposeMatched, matching_temperature
 
 NET = Plain(size=2, width=0.5)
 MEMBERS = 3
-EPSILONS = (0.1, 0.5, 0.9)
+EPSILON = 0.5
 RECIPE = Recipe(epochs=3, optimizer=SGD(lr=0.1), batch_size=32, statistics="none", holdout=0.2)
 
 
@@ -68,33 +69,35 @@ class Bench:
         execute(folder)
         return Finished(folder)
 
-    def smoothed(self, member: int) -> list[Node]:
-        """Trials that are smoothed more and more, on one training set."""
-        goals: list[Objective] = [LabelSmoothing(epsilon=epsilon, over="all") for epsilon in EPSILONS]
-        return [self.lab.train(NET, seed=0, recipe=recipe(member), objective=goal) for goal in goals]
+    def smoothed(self, member: int) -> Node:
+        goal = LabelSmoothing(epsilon=EPSILON, over="all")
+        return self.lab.train(NET, seed=0, recipe=recipe(member), objective=goal)
 
     def distilled(self, member: int) -> Node:
         goal = Distillation(temperature=4.0, alpha=0.9)
         return self.lab.distil(NET, self.plain[member], seed=0, recipe=recipe(member), objective=goal)
 
-    def matched(self, trials: list[Node], targets: list[Node]) -> Node:
-        names = ["target"] if len(targets) == 1 else [f"target{number}" for number in range(len(targets))]
-        inputs = {**numbered(trials), **dict(zip(names, targets, strict=True))}
-        return self.lab.stage(MatchConfidence(), seed=0, label="match", inputs=inputs, network=NET)
+    def decomposed(self, members: list[Node]) -> Node:
+        return self.lab.stage(Decompose(), seed=0, label="decompose", inputs=numbered(members))
 
-    def probabilities(self, node: Node, split: str, member: int = 0) -> NDArray[np.float64]:
+    def matched(self, members: list[Node], targets: list[Node]) -> Node:
+        inputs = {**numbered(members), **numbered(targets, "target")}
+        return self.lab.stage(DecomposeMatched(), seed=0, label="match", inputs=inputs)
+
+    def probabilities(self, node: Node, split: str, member: int = 0, temperature: float = 1.0) -> NDArray[np.float64]:
         finished = self.run(node)
         work = Work(finished.folder, read_spec(finished.folder))
         part = splits_of(work, RECIPE.holdout, sample=recipe(member).sample)[split]
-        p: NDArray[np.float64] = scipy.special.softmax(predict(finished.model(work), part.inputs).double().numpy(), 1)
+        logits = predict(finished.model(work), part.inputs).double().numpy()
+        p: NDArray[np.float64] = scipy.special.softmax(logits / temperature, 1)
         return p
 
-    def confidence(self, node: Node, member: int = 0) -> float:
-        return float(self.probabilities(node, "validation", member).max(1).mean())
+    def confidence(self, node: Node, member: int = 0, temperature: float = 1.0) -> float:
+        return float(self.probabilities(node, "validation", member, temperature).max(1).mean())
 
 
-def numbered(nodes: list[Node]) -> dict[str, Node]:
-    return {str(number): node for number, node in enumerate(nodes)}
+def numbered(nodes: list[Node], prefix: str = "") -> dict[str, Node]:
+    return {f"{prefix}{number}": node for number, node in enumerate(nodes)}
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +107,22 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def decomposed(bench: Bench) -> Record:
-    inputs = numbered(bench.plain)
-    return bench.run(bench.lab.stage(Decompose(), seed=0, label="decompose", inputs=inputs)).record
+    return bench.run(bench.decomposed(bench.plain)).record
+
+
+@pytest.fixture(scope="module")
+def smoothed(bench: Bench) -> list[Node]:
+    return [bench.smoothed(member) for member in range(MEMBERS)]
+
+
+@pytest.fixture(scope="module")
+def distilled(bench: Bench) -> list[Node]:
+    return [bench.distilled(member) for member in range(MEMBERS)]
+
+
+@pytest.fixture(scope="module")
+def matched(bench: Bench, smoothed: list[Node], distilled: list[Node]) -> Record:
+    return bench.run(bench.matched(smoothed, distilled)).record
 
 
 # ----------------------------------------------------------------------------------------------------------- Decompose
@@ -143,8 +160,7 @@ def test_a_decomposition_agrees_with_the_records_of_the_training(bench: Bench, d
 
 
 def test_the_order_of_the_networks_changes_nothing_but_rounding(bench: Bench, decomposed: Record) -> None:
-    inputs = numbered(bench.plain[::-1])
-    turned = bench.run(bench.lab.stage(Decompose(), seed=0, label="decompose", inputs=inputs)).record
+    turned = bench.run(bench.decomposed(bench.plain[::-1])).record
     assert turned.hash != decomposed.hash
     assert turned.metrics == pytest.approx(decomposed.metrics, rel=1e-12)
 
@@ -166,99 +182,164 @@ def test_networks_that_cannot_be_decomposed_are_refused(bench: Bench, roles: tup
     assert caught.value.cure
 
 
-# ----------------------------------------------------------------------------------------------------- MatchConfidence
+# ---------------------------------------------------------------------------------------------------- DecomposeMatched
 
 
-def test_smoothing_makes_networks_less_sure(bench: Bench) -> None:
-    """What the trials are made for: their confidences span a range."""
-    found = [bench.confidence(node) for node in bench.smoothed(0)]
-    assert found == sorted(found, reverse=True)
-    assert found[0] - found[-1] > 0.05
+def mean_confidence(bench: Bench, nodes: list[Node], temperature: float = 1.0) -> float:
+    """Each on the validation split of its own training set."""
+    return float(np.mean([bench.confidence(node, member, temperature) for member, node in enumerate(nodes)]))
 
 
-@pytest.mark.parametrize("wanted", range(len(EPSILONS)))
-def test_the_trial_nearest_in_confidence_is_kept(bench: Bench, wanted: int) -> None:
-    """The target is another trial of the same smoothing, or lies between two: computed here by numpy."""
-    trials = bench.smoothed(0)
-    confidences = [bench.confidence(trial) for trial in trials]
-    node = bench.matched(trials, [trials[wanted]])
-    found = bench.run(node)
-    original = bench.run(trials[wanted])
-    assert found.record.metrics == {
-        **original.record.metrics,
-        "validation.confidence": pytest.approx(confidences[wanted], rel=1e-12),
-        "validation.target-confidence": pytest.approx(confidences[wanted], rel=1e-12),
+def test_one_temperature_makes_networks_as_sure_as_the_targets(
+    bench: Bench, smoothed: list[Node], distilled: list[Node], matched: Record
+) -> None:
+    before, target = mean_confidence(bench, smoothed), mean_confidence(bench, distilled)
+    assert abs(before - target) > 0.01, "there is something to match"
+    temperature = matched.metrics["temperature"]
+    assert (temperature < 1) == (before < target)
+    assert matched.metrics["validation.target-confidence"] == pytest.approx(target, rel=1e-12)
+    assert matched.metrics["validation.confidence"] == pytest.approx(target, abs=1e-9)
+    assert mean_confidence(bench, smoothed, temperature) == pytest.approx(target, abs=1e-9)
+    assert matched.notes["outside"] == ""
+    # Another sample's validation split says something else: a network's own was asked.
+    elsewhere = np.mean([bench.confidence(node, 0) for node in distilled])
+    assert elsewhere != pytest.approx(target, rel=1e-6)
+
+
+def test_what_is_decomposed_is_the_test_split_at_that_temperature(
+    bench: Bench, smoothed: list[Node], matched: Record
+) -> None:
+    finished = bench.run(smoothed[0])
+    test = Work(finished.folder, read_spec(finished.folder)).data()["test"]
+    p = np.stack([bench.probabilities(node, "test", 0, matched.metrics["temperature"]) for node in smoothed])
+    expected = decompose(p, test.labels.numpy())
+    found = {name.removeprefix("test."): value for name, value in matched.metrics.items() if name.startswith("test.")}
+    assert found == pytest.approx(
+        {name.replace("_", "-"): value for name, value in expected._asdict().items()}, rel=1e-12
+    )
+    assert matched.notes == {"networks": MEMBERS, "examples": len(test.labels), "outside": ""}
+
+
+def test_a_temperature_changes_probabilities_and_no_answer_of_a_network(
+    bench: Bench, smoothed: list[Node], matched: Record
+) -> None:
+    as_they_are = bench.run(bench.decomposed(smoothed)).record
+    assert as_they_are.metrics.keys() == matched.metrics.keys() - {
+        "temperature",
+        "validation.confidence",
+        "validation.target-confidence",
     }
-    assert found.record.notes == {
-        **original.record.notes,
-        "chosen": wanted,
-        "chosen_label": original.record.label,
-        "confidences": pytest.approx(confidences, rel=1e-12),
-        "outside": "",
-    }
-    for name in (WEIGHTS, PREDICTIONS):
-        assert found.record.files[name] == original.record.files[name]
+    for name in ("test.single", "test.disagreement"):
+        assert matched.metrics[name] == as_they_are.metrics[name], name
+    for name in ("test.bias", "test.variance", "test.confidence"):
+        assert abs(matched.metrics[name] - as_they_are.metrics[name]) > 1e-4, name
 
 
-def test_targets_are_averaged_each_on_the_validation_split_of_its_own_recipe(bench: Bench) -> None:
-    targets = [bench.distilled(member) for member in range(MEMBERS)]
-    found = bench.run(bench.matched(bench.smoothed(1), targets)).record
-    expected = [bench.confidence(node, member) for member, node in enumerate(targets)]
-    assert len(set(expected)) == MEMBERS
-    assert found.metrics["validation.target-confidence"] == pytest.approx(np.mean(expected), rel=1e-12)
-    trials = [bench.confidence(node, 1) for node in bench.smoothed(1)]
-    assert found.notes["confidences"] == pytest.approx(trials, rel=1e-12)
-    gaps = [abs(confidence - np.mean(expected)) for confidence in trials]
-    assert found.notes["chosen"] == gaps.index(min(gaps))
-    # Another sample's validation split says something else: theirs is what was asked.
-    assert bench.confidence(targets[1], 0) != pytest.approx(expected[1], rel=1e-6)
+def test_networks_matched_with_themselves_stay_as_they_are(bench: Bench, smoothed: list[Node]) -> None:
+    found = bench.run(bench.matched(smoothed, smoothed)).record
+    assert found.metrics["temperature"] == pytest.approx(1.0, abs=1e-9)
+    as_they_are = bench.run(bench.decomposed(smoothed)).record
+    assert {name: found.metrics[name] for name in as_they_are.metrics} == pytest.approx(as_they_are.metrics, rel=1e-7)
 
 
-def test_a_target_beyond_all_trials_is_named(bench: Bench) -> None:
-    hard, middle, soft = bench.smoothed(0)
-    assert bench.run(bench.matched([middle, soft], [hard])).record.notes["outside"] == "above"
-    assert bench.run(bench.matched([hard, middle], [soft])).record.notes["outside"] == "below"
+def test_the_number_of_targets_need_not_be_that_of_the_networks(
+    bench: Bench, smoothed: list[Node], distilled: list[Node]
+) -> None:
+    found = bench.run(bench.matched(smoothed[:2], distilled[:1])).record
+    target = bench.confidence(distilled[0], 0)
+    assert found.metrics["validation.target-confidence"] == pytest.approx(target, rel=1e-12)
+    assert found.notes["networks"] == 2
+    assert mean_confidence(bench, smoothed[:2], found.metrics["temperature"]) == pytest.approx(target, abs=1e-9)
 
 
-def test_the_first_of_equal_trials_is_kept(bench: Bench) -> None:
-    hard, middle, _ = bench.smoothed(0)
-    assert bench.run(bench.matched([middle, hard, hard], [hard])).record.notes["chosen"] == 1
+@pytest.mark.parametrize(("hardened", "word", "end"), [(True, "above", 0), (False, "below", 1)])
+def test_the_nearest_end_is_taken_and_the_gap_is_seen_where_no_temperature_matches(
+    bench: Bench, smoothed: list[Node], monkeypatch: pytest.MonkeyPatch, hardened: bool, word: str, end: int
+) -> None:
+    """On a narrow range: plain networks are surer than smoothed ones, and those less sure."""
+    bounds = (-1e-3, 1e-3)
+    monkeypatch.setattr(stages, "LOG_TEMPERATURES", bounds)
+    first, second = (smoothed, bench.plain) if hardened else (bench.plain, smoothed)
+    found = bench.run(bench.matched(first, second)).record
+    assert found.notes["outside"] == word
+    assert found.metrics["temperature"] == pytest.approx(np.exp(bounds[end]), rel=1e-12)
+    target = mean_confidence(bench, second)
+    assert found.metrics["validation.target-confidence"] == pytest.approx(target, rel=1e-12)
+    reached = mean_confidence(bench, first, found.metrics["temperature"])
+    assert found.metrics["validation.confidence"] == pytest.approx(reached, rel=1e-12)
+    assert abs(reached - target) > 0.01
 
 
-def test_the_chosen_network_is_a_network_like_any_other(bench: Bench) -> None:
-    """It may be decomposed with others, and teach."""
-    node = bench.matched(bench.smoothed(0), [bench.distilled(0)])
-    inputs = numbered([node, *bench.plain[1:]])
-    record = bench.run(bench.lab.stage(Decompose(), seed=0, label="decompose", inputs=inputs)).record
-    accuracies = [bench.run(each).record.metrics["test.accuracy"] for each in inputs.values()]
-    assert record.metrics["test.single"] == pytest.approx(np.mean(accuracies), rel=1e-12)
-    goal = Distillation(temperature=4.0, alpha=0.5)
-    student = bench.run(bench.lab.distil(NET, node, seed=0, recipe=recipe(0), objective=goal)).record
-    assert student.metrics["test.accuracy"] > 10
+LOGITS = np.random.default_rng(0).normal(size=(2, 50, 4)) * 3
 
 
-def test_a_network_without_a_validation_split_is_refused_in_words(bench: Bench) -> None:
+@pytest.mark.parametrize("wanted", [0.05, 0.3, 1.0, 2.0, 40.0])
+def test_a_temperature_is_found_again(wanted: float) -> None:
+    target = scipy.special.softmax(LOGITS / wanted, axis=2).max(2).mean()
+    temperature, outside = matching_temperature(list(LOGITS), float(target))
+    assert temperature == pytest.approx(wanted, rel=1e-6)
+    assert outside == ""
+
+
+@pytest.mark.parametrize(
+    ("factor", "target", "expected"),
+    [
+        (1.0, 0.24, (np.exp(5.0), "below")),  # of four classes the largest probability is a quarter or more
+        (0.001, 0.99, (np.exp(-5.0), "above")),
+        (1000.0, 0.26, (np.exp(5.0), "below")),
+    ],
+)
+def test_the_range_of_temperatures_ends(factor: float, target: float, expected: tuple[float, str]) -> None:
+    temperature, outside = matching_temperature(list(LOGITS * factor), target)
+    assert (pytest.approx(temperature, rel=1e-12), outside) == expected
+
+
+def test_networks_weigh_the_same_however_many_examples_each_has() -> None:
+    few, many = LOGITS[0, :5], LOGITS[1]
+    temperature, _ = matching_temperature([few, many], 0.6)
+    each = [scipy.special.softmax(logits / temperature, axis=1).max(1).mean() for logits in (few, many)]
+    assert np.mean(each) == pytest.approx(0.6, abs=1e-9)
+
+
+def test_a_network_without_a_validation_split_is_refused_in_words(bench: Bench, smoothed: list[Node]) -> None:
     blind = bench.lab.train(NET, seed=0, recipe=recipe(0, holdout=0.0))
-    with pytest.raises(StageError, match="no validation split says how sure it is") as caught:
-        bench.run(bench.matched(bench.smoothed(0), [blind]))
-    assert "hold out a share" in str(caught.value.cure)
+    for members, targets in ((smoothed, [blind]), ([*smoothed[:2], blind], smoothed)):
+        with pytest.raises(StageError, match="no validation split says how sure it is") as caught:
+            bench.run(bench.matched(members, targets))
+        assert "hold out a share" in str(caught.value.cure)
 
 
-@pytest.mark.parametrize("roles", [("0", "1"), ("target",)])
-def test_trials_and_targets_are_both_needed(bench: Bench, roles: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (("0", "1"), "no network whose confidence is to be matched"),
+        (("0", "1", "target"), "no network whose confidence is to be matched"),
+        (("target0", "target1"), "0 networks have no variance"),
+        (("0", "target0"), "1 networks have no variance"),
+        (("0", "2", "target0"), "the inputs 0, 2 are not numbered 0, 1, ..."),
+        (("0", "1", "target1"), "the inputs target1 are not numbered target0, target1, ..."),
+    ],
+)
+def test_networks_that_cannot_be_matched_are_refused(bench: Bench, roles: tuple[str, ...], message: str) -> None:
     inputs = dict(zip(roles, bench.plain, strict=False))
-    with pytest.raises(StageError, match="cannot be matched with") as caught:
-        bench.run(bench.lab.stage(MatchConfidence(), seed=0, label="match", inputs=inputs))
-    assert "target0" in str(caught.value.cure)
+    with pytest.raises(StageError, match=message) as caught:
+        bench.run(bench.lab.stage(DecomposeMatched(), seed=0, label="match", inputs=inputs))
+    assert caught.value.cure
 
 
 # ----------------------------------------------------------------------------------------------------------------- both
 
 
-@pytest.mark.parametrize("stage", [Decompose(), MatchConfidence()], ids=lambda stage: type(stage).__name__)
-def test_stages_travel_and_cost_one_forward_pass(bench: Bench, stage: Decompose | MatchConfidence) -> None:
+@pytest.mark.parametrize("stage", [Decompose(), DecomposeMatched()], ids=lambda stage: type(stage).__name__)
+def test_stages_travel_and_cost_one_forward_pass(bench: Bench, stage: Decompose | DecomposeMatched) -> None:
     assert unpack(pack(stage)) == stage
     macs = NET.cost(bench.lab.data.input_shape, 10).macs
     effort = stage.effort(bench.lab.data, {"0": NET, "1": NET})
     assert effort == (0, 2 * macs * bench.lab.data.sizes["test"])
     assert stage.effort(bench.lab.data, {}) == (0, 0.0)
+
+
+def test_targets_are_not_counted_as_tested(bench: Bench) -> None:
+    two = {"0": NET, "1": NET}
+    effort = DecomposeMatched().effort(bench.lab.data, {**two, "target0": NET})
+    assert effort == Decompose().effort(bench.lab.data, two)

@@ -1,75 +1,27 @@
-"""The study as a plan: what pairs share, who teaches whom, and what is left out where something is missing."""
+"""The factorial as a plan: what pairs share, who teaches whom, and in which order techniques are applied."""
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from orth_models import needs_extra
-from rich.console import Console
+from orth_plans import how, measured, measurement, node, pair, planned, stage, teacher, teachers, trained
 
-from kdbench import reproduce
-from kdbench.api import Prepared, prepare
-from kdbench.component import unpack
 from kdbench.data import DATASETS
 from kdbench.paper import TIERS
-from kdbench.report.terminal import show_result
-from kdbench.result import Reproduction
-from kdbench.stages import Teacher, Train
-from kdbench.study import Node
-from kdbench_orthogonality import techniques
+from kdbench.training import CrossEntropy
 from kdbench_orthogonality.compress import Compress
 from kdbench_orthogonality.interaction import CONTROLS, control_of
-from kdbench_orthogonality.recipes import MATCHES, MEMBERS, STACKS, method, stack_bytes, stacked
-from kdbench_orthogonality.stages import Decompose, MatchConfidence
-from kdbench_orthogonality.study import COMPRESSED, MISSING
+from kdbench_orthogonality.recipes import STACKS, stacked
+from kdbench_orthogonality.study import COMPRESSED
 from kdbench_orthogonality.techniques import Int8, Prune, Structured
 
-DATASET = {"smoke": "mnist1d-pool", "laptop": "mnist1d-pool", "full": "cifar100"}
 DURING = ("separable", "mixup", "cutmix", "label-smoothing", "weight-decay", "dropout")
-NEED_EXTRA = {name for name, technique in COMPRESSED.items() if technique.library}
-CLAIMS_OF_EXTRA = {"H2s", "H2s-additive", "H2s-additive-log", "H3-int8-ptq", "H3-int8-qat", "H7"}
-
-
-@cache
-def planned(tier: str = "laptop", claims: str = "all", seeds: int = 1) -> Prepared:
-    return prepare("orthogonality", tier=tier, claims=claims, seeds=seeds, device="cpu", fetch=False)
-
-
-def node(cell: str, tier: str = "laptop", seed: int | None = None) -> Node:
-    table, _, rest = cell.partition("/")
-    return planned(tier, seeds=1 if seed is None else seed + 1).plan.node(f"{table}/{DATASET[tier]}/{rest}", seed)
-
-
-def stage(found: Node) -> Any:
-    return unpack(found.spec.stage)
-
-
-def trained(found: Node) -> Train:
-    made = stage(found)
-    assert isinstance(made, Train)
-    return made
-
-
-def teachers(found: Node) -> list[Node]:
-    """The networks that taught a student."""
-    return [each.inputs["network"] for role, each in found.inputs.items() if role.startswith("teacher")]
-
-
-def teacher(found: Node) -> Node:
-    (only,) = teachers(found)
-    return only
-
-
-def measured(plan: Any) -> set[str]:
-    return {measurement.cell for measurement in plan.measurements}
-
 
 # --------------------------------------------------------------------------------------------------------------- plans
 
@@ -118,7 +70,7 @@ def test_every_cell_of_every_tested_claim_is_measured_at_laptop(claims: str) -> 
     cells = measured(plan)
     tested = [claim for claim in plan.claims if not claim.not_tested]
     assert {claim.id for claim in plan.claims if claim.not_tested} <= {"C1", "C3", "C4"}
-    assert len(tested) == (21 if claims == "core" else len(plan.claims) - 3)
+    assert len(tested) == (23 if claims == "core" else len(plan.claims) - 3)
     for claim in tested:
         assert set(claim.cells()) <= cells, claim.id
     assert plan.lab.left_out == {}
@@ -137,10 +89,6 @@ def test_what_full_does_not_have_is_said() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- the factorial
-
-
-def pair(name: str, tier: str = "laptop") -> tuple[Node, Node]:
-    return node(f"accuracy/{name}/CE", tier), node(f"accuracy/{name}/KD", tier)
 
 
 @pytest.mark.parametrize("name", ["none", *DURING])
@@ -172,9 +120,8 @@ def test_one_teacher_teaches_every_arm_of_a_seed() -> None:
     found = {teacher(node(f"accuracy/{name}/KD")).spec.hash for name in names}
     (only,) = found
     made = trained(teacher(node("accuracy/none/KD")))
-    how = method(tier="laptop", data=DATASETS["mnist1d-pool"].expected(), seed=0)
     # No technique touches it, and its weights are not those that a student of its network would begin with.
-    assert (made.network, made.recipe, made.restart) == (how.nets.teacher, how.recipe, 1)
+    assert (made.network, made.recipe, made.restart) == (how().nets.teacher, how().recipe, 1)
     assert made.objective.label == ""
     assert only == teacher(node("stack/triple/accuracy").inputs["network"]).spec.hash
 
@@ -193,10 +140,8 @@ def test_each_technique_is_compared_with_the_control_that_has_its_epochs() -> No
     for name in [*DURING, *COMPRESSED]:
         if name in CONTROLS:
             continue
-        measurement = next(
-            m for m in planned().plan.measurements if m.cell == f"interaction/mnist1d-pool/{name}/accuracy"
-        )
-        assert {each.spec.hash for each in measurement.quantity.nodes} == {
+        quantity = measurement(f"interaction/{name}/accuracy").quantity
+        assert {each.spec.hash for each in quantity.nodes} == {
             each.spec.hash for arm in (name, control_of(name)) for each in pair(arm)
         }
         mine, control = stage(pair(name)[0]), stage(pair(control_of(name))[0])
@@ -215,8 +160,18 @@ def test_8_bits_after_training_are_not_trained_further() -> None:
 def test_the_student_of_the_grid_is_the_factorials() -> None:
     for column in ("CE", "KD"):
         assert node(f"grid/w1-d4/{column}") is node(f"accuracy/none/{column}")
-    for column in ("CE", "KD"):
+    for column in ("CE", "KD", "bytes"):
         assert len({node(f"grid/w{w}-d{d}/{column}").spec.hash for w in (1, 2) for d in (2, 4, 6)}) == 6
+
+
+@pytest.mark.parametrize("cell", ["grid/w2-d6/{}", "accuracy/prune50/{}"])
+def test_bytes_are_those_of_the_distilled_student(cell: str) -> None:
+    of = cell.replace("accuracy", "front").format("bytes")
+    quantity = measurement(of).quantity
+    (only,) = quantity.nodes
+    assert only is node(cell.format("KD"))
+    record: Any = SimpleNamespace(notes={"sizes": {"bytes": 12_904, "parameters": 3_226}})
+    assert quantity.read({only.spec.hash: record}) == 12_904.0
 
 
 # --------------------------------------------------------------------------------------------------- orders and stacks
@@ -234,13 +189,25 @@ def test_orders_of_pruning_and_distillation() -> None:
     assert node("order/joint") is node("accuracy/prune50/KD")
 
 
-def test_staged_quantisation_has_the_epochs_of_the_naive_one() -> None:
-    naive, second = node("order/naive-qat3"), node("order/staged-qat3")
-    first = second.inputs["network"]
-    assert stage(naive).technique == stage(first).technique == stage(second).technique == COMPRESSED["qat3"]
-    assert naive.inputs["network"] is first.inputs["network"] is pair("none")[0]
-    assert (bool(teachers(naive)), bool(teachers(first)), bool(teachers(second))) == (True, False, True)
-    assert stage(first).recipe.epochs + stage(second).recipe.epochs == stage(naive).recipe.epochs
+def test_staged_quantisation_differs_from_the_naive_one_in_who_teaches_the_first_half() -> None:
+    first, second = how().halves()
+    found = {name: node(f"order/{name}") for name in ("naive-qat3", "staged-qat3")}
+    halfway = {name: each.inputs["network"] for name, each in found.items()}
+    assert halfway["naive-qat3"].inputs["network"] is halfway["staged-qat3"].inputs["network"] is pair("none")[0]
+    for nodes, recipe in ((halfway, first), (found, second)):
+        assert {stage(each).technique for each in nodes.values()} == {COMPRESSED["qat3"]}
+        assert {stage(each).recipe for each in nodes.values()} == {recipe}
+    assert first.epochs + second.epochs == how().fine_tuning.epochs
+    # Distillation all along, or after a first half on the labels; one teacher and one cycle each of equal length.
+    assert {name: stage(each).objective for name, each in halfway.items()} == {
+        "naive-qat3": how().distillation,
+        "staged-qat3": CrossEntropy(),
+    }
+    assert [bool(teachers(each)) for each in halfway.values()] == [True, False]
+    assert stage(found["naive-qat3"]) == stage(found["staged-qat3"])
+    assert stage(found["naive-qat3"]).objective == how().distillation
+    assert found["naive-qat3"].inputs["teacher"] is found["staged-qat3"].inputs["teacher"]
+    assert teacher(found["naive-qat3"]) is teacher(node("accuracy/none/KD"))
 
 
 @needs_extra
@@ -255,172 +222,6 @@ def test_stacks_apply_their_techniques_in_turn_for_the_same_epochs(name: str) ->
     kinds = {"prune": Structured(ratio=1 / 3), "int8": Int8(training=False)}
     assert applied == [kinds[part] for part in STACKS[name] if part in kinds]
     assert further == 25
-    how = method(tier="laptop", data=DATASETS["mnist1d-pool"].expected(), seed=0)
     made = trained(found)
-    assert (made.recipe, made.objective) == (how.recipe, how.distillation)
+    assert (made.recipe, made.objective) == (how().recipe, how().distillation)
     assert made.network == stacked("laptop", DATASETS["mnist1d-pool"].expected())[name]
-
-
-# --------------------------------------------------------------------------------------------------- the ensemble side
-
-
-def members(arm: str) -> list[Node]:
-    found = node(f"ensemble/{arm}/variance")
-    assert isinstance(stage(found), Decompose)
-    return [found.inputs[str(number)] for number in range(len(found.inputs))]
-
-
-def sets(nodes: list[Node]) -> list[Any]:
-    return [trained(each).recipe.sample for each in nodes]
-
-
-@pytest.mark.parametrize("arm", ["CE", "LS", "KD-own", "KD-fixed"])
-def test_members_of_an_arm_differ_in_their_training_set_alone(arm: str) -> None:
-    found = members(arm)
-    assert len(found) == MEMBERS
-    assert [sample.number - sets(found)[0].number for sample in sets(found)] == list(range(MEMBERS))
-    assert sets(found) == sets(members("CE"))
-    assert len({trained(each).objective for each in found}) == 1
-    assert {each.network for each in found} == {planned_nets().member}
-
-
-def planned_nets() -> Any:
-    return method(tier="laptop", data=DATASETS["mnist1d-pool"].expected(), seed=0).nets
-
-
-def test_own_teachers_know_the_students_set_and_the_foreign_one_a_set_that_nobody_else_has() -> None:
-    own = members("KD-own")
-    assert [trained(teacher(each)).recipe for each in own] == [trained(each).recipe for each in own]
-    (foreign,) = {teacher(each).spec.hash: teacher(each) for each in members("KD-fixed")}.values()
-    sample = trained(foreign).recipe.sample
-    everywhere = [
-        spec.stage["recipe"]["sample"]["number"]
-        for spec in planned().plan.specs.values()
-        if spec.hash != foreign.spec.hash and "recipe" in spec.stage and spec.stage["recipe"]["sample"]
-        and spec.stage["recipe"]["sample"]["size"] == 1_000 and "Compress" not in spec.stage["type"]
-        and spec.stage["recipe"]["holdout"]
-    ]  # fmt: skip
-    assert sample is not None
-    assert sample.number == sets(own)[-1].number + 1
-    assert everywhere
-    assert sample.number not in everywhere
-    assert {trained(foreign).network} == {trained(teacher(each)).network for each in own}
-
-
-def test_confidence_is_matched_set_by_set_among_strengths_from_none_on() -> None:
-    for number, found in enumerate(members("LS-matched")):
-        assert isinstance(stage(found), MatchConfidence)
-        assert found.inputs["target"] is members("KD-own")[number]
-        trials = [found.inputs[str(place)] for place in range(len(MATCHES) + 1)]
-        assert trials[0] is members("CE")[number]
-        assert [trained(each).objective.epsilon for each in trials[1:]] == list(MATCHES)  # type: ignore[attr-defined]
-        assert {trained(each).recipe for each in trials} == {trained(members("CE")[number]).recipe}
-    assert members("LS")[0] in members("LS-matched")[0].inputs.values()
-
-
-def test_bagged_teachers_are_of_resamples_of_the_first_set_and_teach_a_student_of_that_set() -> None:
-    bagged = node("ensemble/KD-bagged/single")
-    assert len(teachers(bagged)) == MEMBERS
-    (first,) = {sample for sample in [trained(members("CE")[0]).recipe.sample] if sample is not None}
-    assert trained(bagged).recipe == trained(members("CE")[0]).recipe
-    for number, each in enumerate(teachers(bagged)):
-        sample = trained(each).recipe.sample
-        assert sample is not None
-        assert (sample.size, sample.number, sample.bootstrap) == (first.size, first.number, number)
-    assert [teacher(each) for each in members("KD-boot")] == teachers(bagged)
-    assert sets(members("CE-boot")) == sets(members("KD-boot")) == sets(teachers(bagged))
-
-
-# --------------------------------------------------------------------------------------------- augmentation and inputs
-
-
-def test_frozen_outputs_are_of_inputs_that_stay_and_redrawn_ones_of_those_that_move() -> None:
-    frozen, redrawn = node("teacher-outputs/frozen"), node("teacher-outputs/redrawn")
-    assert trained(frozen) == trained(redrawn)
-    assert trained(frozen).recipe.augmentation == "shift"
-    assert teacher(frozen) is teacher(redrawn) is teacher(node("accuracy/none/KD"))
-    kept, drawn = (stage(each.inputs["teacher"]) for each in (frozen, redrawn))
-    assert isinstance(kept, Teacher)
-    assert (kept.cache, drawn.cache) == (True, False)
-
-
-def test_further_inputs_come_to_a_student_of_the_same_teacher() -> None:
-    less, more = node("unlabelled/KD"), node("unlabelled/KD-extra")
-    assert teacher(less) is teacher(more)
-    half = trained(less).recipe.sample
-    assert trained(more).recipe.sample == trained(teacher(less)).recipe.sample == half
-    assert trained(less).recipe.unlabelled is None
-    assert trained(more).recipe.unlabelled is not None
-    assert trained(teacher(less)).recipe.unlabelled is None
-
-
-# ----------------------------------------------------------------------------------------------- without the libraries
-
-
-@pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra is not installed."""
-    monkeypatch.setattr(techniques, "available", lambda: False)
-
-
-@needs_extra
-@pytest.mark.parametrize("claims", ["core", "all"])
-@pytest.mark.parametrize("tier", TIERS)
-def test_without_the_extra_its_claims_say_what_to_install_and_everything_else_is_planned(
-    bare: None, tier: str, claims: str
-) -> None:
-    plan = prepare("orthogonality", tier=tier, claims=claims, seeds=1, device="cpu", fetch=False).plan
-    whole = planned(tier, claims).plan
-    assert MISSING == "not run: install kdbench-orthogonality[techniques]"
-    silent = {claim.id for claim in plan.claims if claim.not_tested == MISSING}
-    assert silent == CLAIMS_OF_EXTRA & {claim.id for claim in whole.claims}
-    assert {claim.id: claim for claim in plan.claims if claim.id not in silent} == {
-        claim.id: claim for claim in whole.claims if claim.id not in silent
-    }
-    lost = measured(whole) - measured(plan)
-    assert measured(plan) < measured(whole)
-    assert {cell.split("/")[2] for cell in lost} <= {*NEED_EXTRA, *STACKS}
-    assert set(plan.specs) < set(whole.specs)
-    assert all(not unpack(spec.stage).technique.library for spec in plan.specs.values() if "technique" in spec.stage)
-
-
-def test_a_claim_of_the_extra_asked_for_by_name_is_planned_without_a_stage(bare: None) -> None:
-    plan = prepare("orthogonality", tier="smoke", claims="H7", seeds=1, device="cpu", fetch=False).plan
-    assert [claim.not_tested for claim in plan.claims] == [MISSING]
-    assert (plan.specs, plan.measurements) == ({}, ())
-
-
-@pytest.mark.slow
-def test_a_run_without_the_extra_finishes_and_its_report_says_what_to_install(bare: None, tmp_path: Path) -> None:
-    wanted = "H1,H1-ft,H2p,H2s,H3-int8-ptq,H7"
-    result = reproduce("orthogonality", tier="smoke", claims=wanted, seeds=1, executor="inline", store=tmp_path)
-    assert result.complete, result.run.failures
-    words = result.verdicts().set_index("claim")["gain"]
-    assert set(words.index[words == "not tested"]) == {"H2s", "H3-int8-ptq", "H7"}
-    assert {value.cell.split("/")[2] for value in result.run.values} >= {"none", "none+ft", "prune50"}
-    assert all(value.value is not None for value in result.run.values)
-    shown = " ".join(terminal(result).split())
-    assert shown.count(MISSING) == 3
-
-
-def terminal(result: Reproduction) -> str:
-    """What ``kdbench report`` shows."""
-    console = Console(file=io.StringIO(), width=200)
-    show_result(console, result)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-@needs_extra
-@pytest.mark.slow
-def test_stacks_measure_about_the_bytes_that_they_were_planned_with(tmp_path: Path) -> None:
-    result = reproduce("orthogonality", tier="smoke", claims="H7", seeds=1, executor="inline", store=tmp_path)
-    assert result.complete, result.run.failures
-    values = {value.cell.removeprefix("stack/mnist1d-pool/"): value.value for value in result.run.values}
-    data = DATASETS["mnist1d-pool"].expected()
-    networks = stacked("smoke", data)
-    for name in STACKS:
-        assert values[f"{name}/bytes"] == stack_bytes(name, networks[name], data)
-        assert values[f"{name}/bytes"] == pytest.approx(values["triple/bytes"], rel=0.1)
-        assert values[f"{name}/accuracy"] is not None
-        assert 0 < values[f"{name}/accuracy"] <= 100

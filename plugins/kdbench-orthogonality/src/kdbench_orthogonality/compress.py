@@ -31,8 +31,11 @@ class Compress(Stage, frozen=True):
 
     Input ``network``: the trained network, which may be one that was compressed before; what was pruned in it stays
     zero. With an input ``teacher`` the objective sees its logits, as in :class:`kdbench.stages.Train`. The further
-    training is the one loop's: its order of examples is equal for all techniques and objectives of a seed, and other
-    than the first training's. With 0 epochs there is none.
+    training is the one loop's: its order of examples is equal for all techniques and objectives of a seed, other than
+    the first training's, and another after each technique applied before. With 0 epochs there is none.
+
+    ``made_with`` is :attr:`Technique.made_with` where the stage was planned: with another version of the library it is
+    another stage, and where that is not the one at hand it fails.
 
     The inputs' normalisation is part of the network that comes in; the recipe's ``statistics`` have no meaning here.
 
@@ -44,6 +47,7 @@ class Compress(Stage, frozen=True):
     technique: Technique
     recipe: Recipe
     objective: Objective = CrossEntropy()
+    made_with: str = ""
 
     def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
         return Train(network=networks["network"], recipe=self.recipe, objective=self.objective).effort(data, networks)
@@ -55,9 +59,16 @@ class Compress(Stage, frozen=True):
         from kdbench_orthogonality import _pruning
 
         self.technique.check()
+        if self.made_with and self.made_with != self.technique.made_with:
+            raise StageError(
+                f"planned with {self.made_with}, and here is {self.technique.made_with}",
+                cure="plan and run in one environment: reproduce again",
+            )
         recipe, before = self.recipe, work.input("network")
         splits = splits_of(work, recipe.holdout, recipe.label_noise, recipe.sample, recipe.unlabelled)
         inputs = splits["train"].inputs
+        known = before.record.notes
+        earlier = [*known.get("before", []), *([known["technique"]] if "technique" in known else [])]
         pruned = before.tensors(MASKS) if MASKS in before.record.files else {}
         model = before.model(work)
         assert isinstance(model, Normalised)
@@ -75,7 +86,7 @@ class Compress(Stage, frozen=True):
             splits["train"],
             recipe,
             self.objective,
-            seed=derive_seed(work.seed, "compress"),
+            seed=derive_seed(work.seed, "compress", len(earlier)),
             checkpoints=work,
             teacher=teacher_logits(work, recipe),
             follower=self.objective.follower(_no_follower),
@@ -101,10 +112,7 @@ class Compress(Stage, frozen=True):
             "selected_epoch": history.selected_epoch,
             "technique": pack(self.technique),
             "findings": self.technique.findings(model),
-            "before": [
-                *before.record.notes.get("before", []),
-                *([before.record.notes["technique"]] if "technique" in before.record.notes else []),
-            ],
+            "before": earlier,
         }
         return Outcome(metrics=measured(work, model, splits, history), curves=history.curves, notes=notes)
 

@@ -18,6 +18,10 @@ called bias and variance, without "plain", is corrected for M:
 
 are right on average for any M: for the variance over training sets, and for |E p - y|^2. Their sum is the total too.
 The bias can fall below 0 by chance. Networks trained on resamples of one set estimate both given that set.
+
+A draw is of a training set and of all else that differs between the networks: initialisations and orders of examples,
+where each has its own. What they share counts as bias, a teacher of all of them included, however much it would vary
+with a training set of its own.
 """
 
 from __future__ import annotations

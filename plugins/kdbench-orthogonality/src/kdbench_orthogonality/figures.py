@@ -147,7 +147,8 @@ def _ensemble(readings: Readings) -> Figure | None:
             labels.append({"single": "one network (mean)", "ensemble": "their ensemble"}[column])
     _name_looks(figure, looks, labels)
     note = (
-        "-boot, -bagged: resamples of one training set, else independent sets. Upper interval: bias, lower: variance."
+        "-boot: resamples of one training set; -whole, -bagged: one network of it; else independent sets. "
+        "Upper interval: bias, lower: variance."
     )
     figure.text(0.02, 0.02, note, fontsize=7.5, color="0.3")
     return figure

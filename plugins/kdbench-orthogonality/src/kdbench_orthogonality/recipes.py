@@ -39,7 +39,6 @@ from kdbench_orthogonality.sizes import int8_bytes, single_bytes, without_filter
 __all__ = [
     "FILTERS_PRUNED",
     "GRID",
-    "MATCHES",
     "MEMBERS",
     "STACKS",
     "Method",
@@ -51,10 +50,13 @@ __all__ = [
     "stacked",
 ]
 
-MEMBERS = 6  # training sets of one decomposition
+MEMBERS = 5  # training sets of one decomposition
 POOL_SEEDS = 6  # seeds whose training sets are disjoint in the pool; later ones begin again, with other weights
 SET = 2_000  # examples of the factorial's training set
 MEMBER_SET = 1_000
+# Divides what is left of a set after the holdout. By 128 an epoch would end in a batch of 4, which batch norms and a
+# temperature-squared loss do not survive.
+MEMBER_BATCH = 100
 
 EPOCHS = {"smoke": 3, "laptop": 40, "full": 150}
 FINE_TUNING = {"smoke": 2, "laptop": 25, "full": 40}
@@ -63,7 +65,6 @@ LAPTOP_IMAGE_EPOCHS, LAPTOP_IMAGE_FINE_TUNING = 12, 6
 # The pilot's, for every arm: nothing is tuned for one of them.
 TEMPERATURE, ALPHA = 4.0, 0.9
 SMOOTHING = 0.1
-MATCHES = (0.05, 0.1, 0.2)  # strengths among which the one of matched confidence is found
 MIXING = {"mixup": 0.2, "cutmix": 1.0}
 DECAY, MORE_DECAY = 1e-4, 1e-3
 DROPOUT = 0.2
@@ -86,14 +87,12 @@ STEP = 1 / 64  # between width factors that are looked at
 
 
 class Nets(NamedTuple):
-    """The networks of a tier. ``member`` and ``member_teacher`` are those of the ensemble side."""
+    """The networks of a tier."""
 
     student: Network
     teacher: Network
     separable: Network
     dropout: Network | None
-    member: Network
-    member_teacher: Network
     grid: dict[str, Network]
 
 
@@ -105,7 +104,9 @@ class Method(NamedTuple):
     recipe, fine_tuning : of the factorial, and of what was compressed in it.
     set_size : examples of the training set that :meth:`of_size` and :meth:`with_unlabelled` are about.
     number, spare : places of that set and of its unlabelled supplement among those of its size.
-    member_size, first_member : examples of a training set of the ensemble side, and the number of the first.
+    member_epochs, member_batch : of students and teachers of the ensemble side; in the pool for as many steps as the
+        factorial's.
+    member_size, first_member : examples of a training set of theirs, and the number of the first.
     shift : how inputs move where they do.
     """
 
@@ -115,6 +116,8 @@ class Method(NamedTuple):
     set_size: int
     number: int
     spare: int
+    member_epochs: int
+    member_batch: int
     member_size: int
     first_member: int
     shift: Literal["shift", "crop-flip"]
@@ -173,7 +176,13 @@ class Method(NamedTuple):
     def member(self, number: int, *, bootstrap: int | None = None) -> Recipe:
         """Training set ``number`` of this seed, or a resample of it; number ``MEMBERS`` is the foreign teacher's."""
         sample = Sample(size=self.member_size, number=self.first_member + number, bootstrap=bootstrap)
-        return replaced(self.recipe, sample=sample, holdout=VALIDATION)
+        return replaced(
+            self.recipe,
+            sample=sample,
+            holdout=VALIDATION,
+            epochs=self.member_epochs,
+            batch_size=self.member_batch,
+        )
 
 
 def method(*, tier: str, data: DataRef, seed: int) -> Method:
@@ -200,6 +209,8 @@ def method(*, tier: str, data: DataRef, seed: int) -> Method:
         set_size=SET if pooled else train // 2,
         number=block if pooled else 0,
         spare=POOL_SEEDS + block if pooled else 1,
+        member_epochs=_as_many_steps(recipe, MEMBER_BATCH) if pooled else epochs,
+        member_batch=MEMBER_BATCH if pooled else recipe.batch_size,
         member_size=MEMBER_SET if pooled else train // (MEMBERS + 1),
         first_member=POOL_SEEDS * SET // MEMBER_SET + block * (MEMBERS + 1) if pooled else 0,
         shift="shift" if pooled else "crop-flip",
@@ -241,6 +252,12 @@ def _wide(tier: str, techniques: tuple[str, ...], factor: float) -> Network:
     return slim(depth=20, widths=(first, middle, last))
 
 
+def _as_many_steps(recipe: Recipe, batch_size: int) -> int:
+    """Epochs in which a training set of the ensemble side takes as many steps as the factorial's, nearly."""
+    steps = math.ceil(SET / recipe.batch_size) * recipe.epochs
+    return round(steps / math.ceil(MEMBER_SET * (1 - VALIDATION) / batch_size))
+
+
 def _nets(tier: str) -> Nets:
     if tier == "full":
         return Nets(
@@ -248,8 +265,6 @@ def _nets(tier: str) -> Nets:
             teacher=CifarResNet(depth=56),
             separable=SeparableResNet(depth=20),
             dropout=None,
-            member=CifarResNet(depth=8),
-            member_teacher=CifarResNet(depth=20),
             grid={f"w1-d{place}": CifarResNet(depth=depth) for place, depth in ((2, 8), (4, 14), (6, 20))},
         )
     width = 0.5
@@ -258,8 +273,6 @@ def _nets(tier: str) -> Nets:
         teacher=Plain(size=6),
         separable=SeparablePlain(size=4, width=width),
         dropout=DropoutPlain(size=4, width=width, rate=DROPOUT),
-        member=Plain(size=2, width=width),
-        member_teacher=Plain(size=6),
         grid={name: Plain(size=size, width=width * times) for name, (times, size) in GRID.items()},
     )
 

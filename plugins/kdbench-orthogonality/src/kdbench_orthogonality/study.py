@@ -1,7 +1,8 @@
 """The 2x2 factorial of distillation and every other technique, and the ensemble view with its controls.
 
 Nothing here trains: every call adds a stage to the plan, and equal stages are trained once. A seed has a training set
-and a teacher of its own. Students of a seed share initialisation and order of examples, with and without distillation.
+and a teacher of its own. Students of a seed share initialisation and order of examples, with and without distillation;
+on the ensemble side the arms of one training set do, and training sets have other ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from kdbench_orthogonality.interaction import CONTROLS, accuracy_interaction, co
 from kdbench_orthogonality.recipes import (
     FILTERS_PRUNED,
     GRID,
-    MATCHES,
     MEMBERS,
     STACKS,
     Method,
@@ -29,7 +29,7 @@ from kdbench_orthogonality.recipes import (
     slope,
     stacked,
 )
-from kdbench_orthogonality.stages import Decompose, MatchConfidence
+from kdbench_orthogonality.stages import Decompose, DecomposeMatched
 from kdbench_orthogonality.techniques import FakeQuantise, Int8, Prune, Structured, Technique, Untouched
 
 __all__ = ["Bench", "reproduce"]
@@ -81,20 +81,30 @@ class Bench:
         self.plain = CrossEntropy()
         self.distilled = self.method.distillation
 
-    def teacher(self, recipe: Recipe | None = None, network: Network | None = None) -> Node:
+    def teacher(self, recipe: Recipe | None = None, network: Network | None = None, restart: int = 1) -> Node:
         """Trained on the labels, plainly: no technique touches the teacher."""
         return self.lab.train(
-            network or self.method.nets.teacher, seed=self.seed, recipe=recipe or self.method.recipe, restart=1
+            network or self.method.nets.teacher, seed=self.seed, recipe=recipe or self.method.recipe, restart=restart
         )
 
-    def scratch(self, network: Network, recipe: Recipe, objective: Objective | None = None) -> Node:
-        return self.lab.train(network, seed=self.seed, recipe=recipe, objective=objective)
+    def scratch(self, network: Network, recipe: Recipe, objective: Objective | None = None, restart: int = 0) -> Node:
+        return self.lab.train(network, seed=self.seed, recipe=recipe, objective=objective, restart=restart)
 
     def taught(
-        self, network: Network, recipe: Recipe, objective: Objective | None = None, teacher: Node | None = None
+        self,
+        network: Network,
+        recipe: Recipe,
+        objective: Objective | None = None,
+        teacher: Node | Sequence[Node] | None = None,
+        restart: int = 0,
     ) -> Node:
         return self.lab.distil(
-            network, teacher or self.teacher(), seed=self.seed, recipe=recipe, objective=objective or self.distilled
+            network,
+            teacher or self.teacher(),
+            seed=self.seed,
+            recipe=recipe,
+            objective=objective or self.distilled,
+            restart=restart,
         )
 
     def pair(self, network: Network, recipe: Recipe, teacher: Node | None = None) -> Pair:
@@ -108,7 +118,7 @@ class Bench:
             inputs["teacher"] = self.lab.teacher(self.teacher(), recipe)
         objective = self.distilled if distil else self.plain
         return self.lab.stage(
-            Compress(technique=technique, recipe=recipe, objective=objective),
+            Compress(technique=technique, recipe=recipe, objective=objective, made_with=technique.made_with),
             seed=self.seed,
             label=f"{technique.label}, then {recipe.epochs} epochs{objective.label}: {_short(student)}",
             inputs=inputs,
@@ -182,8 +192,9 @@ def grid(bench: Bench) -> Iterator[Measurement]:
         plain, distilled = bench.pair(network, bench.method.recipe)
         yield bench.measure("grid", name, "CE", plain.accuracy)
         yield bench.measure("grid", name, "KD", distilled.accuracy)
+        yield bench.measure("grid", name, "bytes", size(distilled, "bytes"))
     absent = [name for name in GRID if name not in bench.method.nets.grid]
-    leave_out(bench.lab, "grid", absent, ("CE", "KD"), ONE_WIDTH)
+    leave_out(bench.lab, "grid", absent, ("CE", "KD", "bytes"), ONE_WIDTH)
 
 
 def orders(bench: Bench) -> Iterator[Measurement]:
@@ -191,13 +202,15 @@ def orders(bench: Bench) -> Iterator[Measurement]:
     plain, distilled = trained(bench)
     prune, quantise = COMPRESSED["prune50"], COMPRESSED["qat3"]
     first, second = bench.method.halves()
-    labels_first = bench.compressed(plain, quantise, distil=False, recipe=first)
+    halfway = {
+        "naive-qat3": bench.compressed(plain, quantise, distil=True, recipe=first),
+        "staged-qat3": bench.compressed(plain, quantise, distil=False, recipe=first),
+    }
     arms = {
         "prune-KD": bench.compressed(plain, prune, distil=True),
         "KD-prune": bench.compressed(distilled, prune, distil=False),
         "joint": bench.compressed(distilled, prune, distil=True),
-        "naive-qat3": bench.compressed(plain, quantise, distil=True),
-        "staged-qat3": bench.compressed(labels_first, quantise, distil=True, recipe=second),
+        **{arm: bench.compressed(half, quantise, distil=True, recipe=second) for arm, half in halfway.items()},
     }
     for arm, node in arms.items():
         yield bench.only("order", arm, node.accuracy)
@@ -223,71 +236,76 @@ def stacks(bench: Bench) -> Iterator[Measurement]:
 
 def ensembles(bench: Bench) -> Iterator[Measurement]:
     """Students of independent training sets: on labels, smoothed, under a teacher of that set, under a foreign one."""
-    make, student = bench.method, bench.method.nets.member
-    foreign = bench.teacher(make.member(MEMBERS), make.nets.member_teacher)
-    arms: dict[str, list[Node]] = {name: [] for name in ("CE", "LS", "LS-matched", "KD-own", "KD-fixed")}
+    make = bench.method
+    foreign = bench.teacher(make.member(MEMBERS), restart=_teachers(MEMBERS))
+    arms: dict[str, list[Node]] = {name: [] for name in ("CE", "LS", "KD-own", "KD-fixed")}
     for number in range(MEMBERS):
-        recipe = make.member(number)
-        arms["CE"].append(bench.scratch(student, recipe))
-        arms["LS"].append(bench.scratch(student, recipe, make.smoothing()))
-        own = bench.taught(student, recipe, teacher=bench.teacher(recipe, make.nets.member_teacher))
-        arms["KD-own"].append(own)
-        arms["KD-fixed"].append(bench.taught(student, recipe, teacher=foreign))
-        arms["LS-matched"].append(matched(bench, recipe, own))
+        for arm, node in members(bench, make.member(number), number, foreign).items():
+            arms[arm].append(node)
     yield from decomposed(bench, arms)
-
-
-def matched(bench: Bench, recipe: Recipe, target: Node) -> Node:
-    """Of students on labels smoothed more and more, from not at all, the one that is as sure as ``target``."""
-    student = bench.method.nets.member
-    trials = [bench.scratch(student, recipe)]
-    trials += [bench.scratch(student, recipe, bench.method.smoothing(epsilon)) for epsilon in MATCHES]
-    inputs = {str(number): trial for number, trial in enumerate(trials)}
-    return bench.lab.stage(
-        MatchConfidence(),
-        seed=bench.seed,
-        label=f"smoothed as sure as {_short(target)}",
-        inputs={**inputs, "target": target},
-        network=student,
+    sharpened = {str(number): node for number, node in enumerate(arms["LS"])}
+    targets = {f"target{number}": node for number, node in enumerate(arms["KD-own"])}
+    node = bench.lab.stage(
+        DecomposeMatched(), seed=bench.seed, label="decompose LS as sure as KD-own", inputs={**sharpened, **targets}
     )
+    yield from columns(bench, "LS-matched", node)
+    yield bench.measure("ensemble", "LS-matched", "matched-confidence", node.metric("validation.confidence"))
+    yield bench.measure("ensemble", "LS-matched", "target-confidence", node.metric("validation.target-confidence"))
+
+
+def members(bench: Bench, recipe: Recipe, number: int, foreign: Node | None = None) -> dict[str, Node]:
+    """The students of one training set, and with a foreign teacher those that it teaches, of one initialisation."""
+    make, student, restart = bench.method, bench.method.nets.student, number
+    own = bench.teacher(recipe, restart=_teachers(number))
+    arms = {
+        "CE": bench.scratch(student, recipe, restart=restart),
+        "LS": bench.scratch(student, recipe, make.smoothing(), restart=restart),
+        "KD-own": bench.taught(student, recipe, teacher=own, restart=restart),
+    }
+    if foreign is not None:
+        arms["KD-fixed"] = bench.taught(student, recipe, teacher=foreign, restart=restart)
+    return arms
+
+
+def _teachers(number: int) -> int:
+    """The restart of the teacher of a training set: other examples come first than to the set's students."""
+    return MEMBERS + 1 + number
 
 
 def resamples(bench: Bench) -> Iterator[Measurement]:
     """Students of resamples of one training set, and one student of all the teachers that resamples made (bagging)."""
-    make, student = bench.method, bench.method.nets.member
-    recipes = [make.member(0, bootstrap=number) for number in range(MEMBERS)]
-    teachers = [bench.teacher(recipe, make.nets.member_teacher) for recipe in recipes]
-    plain = [bench.scratch(student, recipe) for recipe in recipes]
-    distilled = [
-        bench.taught(student, recipe, teacher=teacher) for recipe, teacher in zip(recipes, teachers, strict=True)
-    ]
-    yield from decomposed(bench, {"CE-boot": plain, "KD-boot": distilled})
-    bagged = bench.lab.distil(student, teachers, seed=bench.seed, recipe=make.member(0), objective=make.several)
-    yield bench.measure("ensemble", "KD-bagged", "single", bagged.accuracy)
-    of_labels = decomposition(bench, "CE-boot", plain)
-    share = derive(
-        "recovered",
-        lambda one, single, ensemble: (one - single) / (ensemble - single) if ensemble != single else math.nan,
-        bagged.accuracy,
-        of_labels.metric("test.single"),
-        of_labels.metric("test.ensemble"),
-    )
+    make, student = bench.method, bench.method.nets.student
+    whole = members(bench, make.member(0), 0)
+    resampled = [members(bench, make.member(0, bootstrap=number), number) for number in range(MEMBERS)]
+    arms = {f"{arm}-boot": [one[f"{arm}{own}"] for one in resampled] for arm, own in (("CE", ""), ("KD", "-own"))}
+    yield from decomposed(bench, arms)
+    teachers = [one["KD-own"].inputs["teacher"].inputs["network"] for one in resampled]
+    bagged = bench.taught(student, make.member(0), make.several, teachers)
+    for arm, node in (("KD-bagged", bagged), ("KD-whole", whole["KD-own"]), ("CE-whole", whole["CE"])):
+        yield bench.measure("ensemble", arm, "single", node.accuracy)
+    ensemble = decomposition(bench, "CE-boot", arms["CE-boot"]).metric("test.ensemble")
+    share = derive("recovered", recovered, bagged.accuracy, whole["CE"].accuracy, ensemble)
     yield bench.measure("ensemble", "KD-bagged", "recovered", share)
-    yield bench.measure(
-        "ensemble", "CE-boot", "recovered", derive("none", lambda _: 0.0, of_labels.metric("test.single"))
-    )
 
 
-def decomposition(bench: Bench, name: str, members: Sequence[Node]) -> Node:
-    inputs = {str(number): node for number, node in enumerate(members)}
+def recovered(one: float, alone: float, ensemble: float) -> float:
+    """The share of what an ensemble gains over a student ``alone`` that ``one`` gains; NaN where it gains nothing."""
+    return (one - alone) / (ensemble - alone) if ensemble > alone else math.nan
+
+
+def decomposition(bench: Bench, name: str, networks: Sequence[Node]) -> Node:
+    inputs = {str(number): node for number, node in enumerate(networks)}
     return bench.lab.stage(Decompose(), seed=bench.seed, label=f"decompose {name}", inputs=inputs)
 
 
 def decomposed(bench: Bench, arms: Mapping[str, Sequence[Node]]) -> Iterator[Measurement]:
-    for name, members in arms.items():
-        node = decomposition(bench, name, members)
-        for column in COLUMNS:
-            yield bench.measure("ensemble", name, column, node.metric(f"test.{column}"))
+    for name, networks in arms.items():
+        yield from columns(bench, name, decomposition(bench, name, networks))
+
+
+def columns(bench: Bench, name: str, node: Node) -> Iterator[Measurement]:
+    for column in COLUMNS:
+        yield bench.measure("ensemble", name, column, node.metric(f"test.{column}"))
 
 
 def augmentation(bench: Bench) -> Iterator[Measurement]:
@@ -301,10 +319,11 @@ def augmentation(bench: Bench) -> Iterator[Measurement]:
         yield bench.measure("augmentation", f"n{make.set_size // share}", "gain", gains[-1])
     yield bench.measure("augmentation", "n", "slope", derive("slope", slope, *gains))
     yield bench.measure("augmentation", "zero", "slope", derive("none", lambda _: 0.0, gains[-1]))
-    shifted = bench.pair(student, make.shifted())
-    yield bench.measure("augmentation", "shift-off", "gain", gain(*bench.pair(student, make.still())))
-    yield bench.measure("augmentation", "shift-on", "gain", gain(*shifted))
-    yield bench.only("teacher-outputs", "redrawn", shifted[1].accuracy)
+    # What is compared is whole trainings, with their teachers, on inputs that move and on inputs that do not.
+    for row, recipe in (("shift-off", make.still()), ("shift-on", make.shifted())):
+        pair = bench.pair(student, recipe, teacher=bench.teacher(recipe))
+        yield bench.measure("augmentation", row, "gain", gain(*pair))
+    yield bench.only("teacher-outputs", "redrawn", bench.taught(student, make.shifted()).accuracy)
     yield bench.only("teacher-outputs", "frozen", frozen(bench, make.shifted()).accuracy)
 
 

@@ -12,6 +12,7 @@ techniques, and counted as such.
 from __future__ import annotations
 
 import math
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -64,6 +65,14 @@ class Technique(Component, frozen=True):
         """
         if self.library and find_spec(self.library) is None:
             raise StageError(f"{self.label} needs {self.library}", cure=f'pip install "{EXTRA}"')
+
+    @property
+    def made_with(self) -> str:
+        """The library that it needs, with the version installed here; empty where torch is enough or it is missing."""
+        try:
+            return f"{self.library} {version(self.library.replace('_', '-'))}" if self.library else ""
+        except PackageNotFoundError:
+            return ""
 
     def apply(self, model: Normalised, network: Network, inputs: Tensor) -> Network:
         """Change the trained ``model`` in place, before it is trained further.
