@@ -18,7 +18,6 @@ from kdbench_isls.dispersion import (
     DISTANCE_FLOOR,
     NEIGHBOURS,
     diversity,
-    label_log_odds,
     label_probability,
     uncertainty,
     variance,
@@ -147,24 +146,14 @@ def test_float32_ties_what_float64_keeps_apart() -> None:
     assert math.isfinite(trapped.entropy)
 
 
-def test_log_odds_are_apart_where_even_float64_is_not() -> None:
-    labels = torch.zeros(50, dtype=torch.long)
-    margin = torch.linspace(40, 60, 50)
-    logits = torch.stack((margin, torch.zeros(50)), 1)
-    assert len(np.unique(label_probability(logits, labels))) == 1
-    np.testing.assert_allclose(label_log_odds(logits, labels), margin.double().numpy(), rtol=1e-12)
-
-
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_label_probability_and_its_log_odds_are_scipys(temperature: float) -> None:
+def test_label_probability_is_scipys(temperature: float) -> None:
     rng = np.random.default_rng(2)
     logits, labels = rng.normal(0, 3, (200, 10)).astype(np.float32), rng.integers(0, 10, 200)
     p = scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(200), labels]
     found = label_probability(torch.from_numpy(logits), torch.from_numpy(labels), temperature)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, p, rtol=1e-12)
-    odds = label_log_odds(torch.from_numpy(logits), torch.from_numpy(labels), temperature)
-    np.testing.assert_allclose(odds, scipy.special.logit(p), rtol=1e-9, atol=1e-12)
 
 
 def test_uncertainty_is_the_mean_entropy() -> None:

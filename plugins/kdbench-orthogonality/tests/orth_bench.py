@@ -39,7 +39,7 @@ class Spy(CrossEntropy, frozen=True):
         return super().loss(logits, batch)
 
 
-class Bench:
+class Workshop:
     """A store shared by the tests below: each network is trained once, in this process."""
 
     def __init__(self, root: Path) -> None:
@@ -60,8 +60,6 @@ class Bench:
         )
         data: DataRef = load_object(dataset("mnist1d").locate)(None, Path(os.environ["KDBENCH_CACHE"]), None)
         self.lab = Lab(paper, tier="smoke", protocol="clean", data=data, seeds=(0,), networks={})
-        self.student = self.lab.train(STUDENT, seed=0, recipe=RECIPE)
-        self.teacher = self.lab.train(TEACHER, seed=0, recipe=RECIPE)
 
     def run(self, node: Node) -> Finished:
         for parent in node.inputs.values():
@@ -69,6 +67,15 @@ class Bench:
         folder = self.store.prepare(node.spec)
         execute(folder)
         return Finished(folder)
+
+
+class Bench(Workshop):
+    """A student and its teacher, and what techniques make of them."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.student = self.lab.train(STUDENT, seed=0, recipe=RECIPE)
+        self.teacher = self.lab.train(TEACHER, seed=0, recipe=RECIPE)
 
     def compressed(
         self,

@@ -299,8 +299,8 @@ def test_int8_leaves_a_program_and_counts_convolutions(bench: Bench) -> None:
 @pytest.mark.parametrize("technique", ALL, ids=named)
 def test_a_technique_says_which_library_it_needs_in_which_version(technique: Technique) -> None:
     packages = {"": "", "torch_pruning": "torch-pruning", "torchao": "torchao"}
-    package = packages[technique.library]
-    assert technique.made_with == (f"{technique.library} {version(package)}" if package else "")
+    package = packages[technique.needs]
+    assert technique.made_with == (f"{technique.needs} {version(package)}" if package else "")
 
 
 def test_a_library_that_is_missing_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -10,17 +9,15 @@ import numpy as np
 import pytest
 import scipy.special
 from numpy.typing import NDArray
+from orth_bench import Workshop
 
-from kdbench.component import load_object, pack, unpack
-from kdbench.data import DataRef, dataset
+from kdbench.component import pack, unpack
 from kdbench.errors import StageError
 from kdbench.networks import Plain
-from kdbench.paper import Paper, Protocol
 from kdbench.record import Record
-from kdbench.stage import PREDICTIONS, Finished, Work, execute, read_spec
+from kdbench.stage import PREDICTIONS, Work, read_spec
 from kdbench.stages.splits import splits_of
-from kdbench.store import Store
-from kdbench.study import Lab, Node
+from kdbench.study import Node
 from kdbench.training import SGD, Distillation, LabelSmoothing, Recipe
 from kdbench.training.evaluate import predict
 from kdbench.training.recipe import Sample
@@ -39,35 +36,12 @@ def recipe(member: int, holdout: float = RECIPE.holdout) -> Recipe:
     return msgspec.structs.replace(RECIPE, sample=Sample(size=600, number=member), holdout=holdout)
 
 
-class Bench:
-    """A store shared by the tests below: each network is trained once, in this process."""
+class Bench(Workshop):
+    """Plain networks of training sets of their own."""
 
     def __init__(self, root: Path) -> None:
-        self.store = Store(root)
-        self.store.stages.mkdir(parents=True)
-        paper = Paper(
-            id="toy",
-            title="A toy",
-            authors="Nobody",
-            venue="Nowhere",
-            year=2026,
-            url="https://example.org",
-            bibtex="@misc{toy}",
-            summary="Nothing.",
-            datasets=("mnist1d",),
-            default_dataset={"smoke": "mnist1d"},
-            protocols=(Protocol(id="clean", sentence="clean"),),
-        )
-        data: DataRef = load_object(dataset("mnist1d").locate)(None, Path(os.environ["KDBENCH_CACHE"]), None)
-        self.lab = Lab(paper, tier="smoke", protocol="clean", data=data, seeds=(0,), networks={})
+        super().__init__(root)
         self.plain = [self.lab.train(NET, seed=0, recipe=recipe(member)) for member in range(MEMBERS)]
-
-    def run(self, node: Node) -> Finished:
-        for parent in node.inputs.values():
-            self.run(parent)
-        folder = self.store.prepare(node.spec)
-        execute(folder)
-        return Finished(folder)
 
     def smoothed(self, member: int) -> Node:
         goal = LabelSmoothing(epsilon=EPSILON, over="all")

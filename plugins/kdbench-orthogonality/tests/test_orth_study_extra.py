@@ -25,7 +25,7 @@ from kdbench_orthogonality.compress import Compress
 from kdbench_orthogonality.recipes import STACKS, stack_bytes, stacked
 from kdbench_orthogonality.study import COMPRESSED, MISSING
 
-NEED_EXTRA = {name for name, technique in COMPRESSED.items() if technique.library}
+NEED_EXTRA = {name for name, technique in COMPRESSED.items() if technique.needs}
 CLAIMS_OF_EXTRA = {"H2s", "H2s-additive", "H2s-additive-log", "H3-int8-ptq", "H3-int8-qat", "H7"}
 
 
@@ -57,7 +57,7 @@ def test_without_the_extra_its_claims_say_what_to_install_and_everything_else_is
     assert measured(plan) < measured(whole)
     assert {cell.split("/")[2] for cell in lost} <= {*NEED_EXTRA, *STACKS}
     assert set(plan.specs) < set(whole.specs)
-    assert all(not unpack(spec.stage).technique.library for spec in plan.specs.values() if "technique" in spec.stage)
+    assert all(not unpack(spec.stage).technique.needs for spec in plan.specs.values() if "technique" in spec.stage)
 
 
 def test_a_claim_of_the_extra_asked_for_by_name_is_planned_without_a_stage(bare: None) -> None:
@@ -93,9 +93,9 @@ def terminal(result: Reproduction) -> str:
 def test_stages_say_which_library_they_were_planned_with() -> None:
     made = [unpack(spec.stage) for spec in planned().plan.specs.values()]
     compressing = [each for each in made if isinstance(each, Compress)]
-    assert {each.technique.library for each in compressing} >= {""}
+    assert {each.technique.needs for each in compressing} >= {""}
     for each in compressing:
-        library = each.technique.library
+        library = each.technique.needs
         assert each.made_with == (f"{library} {version(library.replace('_', '-'))}" if library else "")
 
 

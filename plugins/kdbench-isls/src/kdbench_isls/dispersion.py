@@ -23,7 +23,6 @@ __all__ = [
     "NEIGHBOURS",
     "Diversity",
     "diversity",
-    "label_log_odds",
     "label_probability",
     "uncertainty",
     "variance",
@@ -57,13 +56,6 @@ def label_probability(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     """
     picked = log_probabilities(logits, temperature).gather(1, labels[:, None])[:, 0]
     return _array(picked.exp())
-
-
-def label_log_odds(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Array:
-    """log(p / (1 - p)), ``[N]``, exact where p rounds to 1; errors as :func:`label_probability`."""
-    log_p = log_probabilities(logits, temperature)
-    others = log_p.scatter(1, labels[:, None], -math.inf)
-    return _array(log_p.gather(1, labels[:, None])[:, 0] - others.logsumexp(1))
 
 
 def uncertainty(logits: Tensor, temperature: float = 1.0) -> float:

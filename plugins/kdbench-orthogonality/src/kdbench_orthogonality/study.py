@@ -361,7 +361,7 @@ def leave_arm_out(lab: Lab, name: str, reason: str) -> None:
 
 def can(technique: Technique) -> bool:
     """Whether what the technique needs is installed."""
-    return not technique.library or techniques.available()
+    return not technique.needs or techniques.available()
 
 
 def gain(plain: Node, distilled: Node) -> Quantity:

@@ -42,12 +42,12 @@ class Technique(Component, frozen=True):
 
     Attributes
     ----------
-    library : the module of the extra ``techniques`` that it needs; empty where torch is enough.
+    needs : the module of the extra ``techniques`` that it needs; empty where torch is enough.
     prunes : whether its zeros are meant: they stay zero in whatever is done to the network later.
     rebuilt : whether the finished network is what its description builds, so that its weights can be saved.
     """
 
-    library: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
     prunes: ClassVar[bool] = False
     rebuilt: ClassVar[bool] = True
 
@@ -63,14 +63,14 @@ class Technique(Component, frozen=True):
         ------
         StageError : it is; the message says how to install it.
         """
-        if self.library and find_spec(self.library) is None:
-            raise StageError(f"{self.label} needs {self.library}", cure=f'pip install "{EXTRA}"')
+        if self.needs and find_spec(self.needs) is None:
+            raise StageError(f"{self.label} needs {self.needs}", cure=f'pip install "{EXTRA}"')
 
     @property
     def made_with(self) -> str:
         """The library that it needs, with the version installed here; empty where torch is enough or it is missing."""
         try:
-            return f"{self.library} {version(self.library.replace('_', '-'))}" if self.library else ""
+            return f"{self.needs} {version(self.needs.replace('_', '-'))}" if self.needs else ""
         except PackageNotFoundError:
             return ""
 
@@ -172,7 +172,7 @@ class Structured(Technique, frozen=True):
     norm : of the weights, by which a filter is judged: 1 or 2.
     """
 
-    library: ClassVar[str] = "torch_pruning"
+    needs: ClassVar[str] = "torch_pruning"
 
     ratio: float
     norm: Literal[1, 2] = 2
@@ -278,7 +278,7 @@ class Int8(Technique, frozen=True):
     calibration : how many training inputs give the first ranges of the activations, and without training the only ones.
     """
 
-    library: ClassVar[str] = "torchao"
+    needs: ClassVar[str] = "torchao"
     rebuilt: ClassVar[bool] = False
 
     training: bool
