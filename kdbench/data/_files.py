@@ -67,12 +67,17 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def unpack(
-    archive: Path, folder: str, names: Sequence[str], target: Path, progress: Callable[[int, int], None]
+    archive: Path,
+    folder: str,
+    names: Sequence[str],
+    target: Path,
+    progress: Callable[[int, int], None],
+    cure: str = "give the binary version of the archive, not the Python or Matlab one",
 ) -> None:
     """Take the regular files ``folder/name`` (or ``name``) out of a tar archive into ``target``, all or nothing.
 
-    Nothing else leaves the archive, and no path of it is used for writing, so an archive made in bad faith can place
-    no file elsewhere.
+    A name may itself have folders. Nothing else leaves the archive, and no path of it is used for writing, so an
+    archive made in bad faith can place no file elsewhere. ``cure`` is said of an archive that lacks one of the names.
 
     Raises
     ------
@@ -87,7 +92,7 @@ def unpack(
             raise WrongMembersError(
                 f"the archive lacks {folder}/{missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
                 where=archive,
-                cure="give the binary version of the archive, not the Python or Matlab one",
+                cure=cure,
             )
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
@@ -101,7 +106,8 @@ def _extract(
     found: set[str] = set()
     expected: dict[tuple[str, ...], str] = {}
     for name in names:
-        expected[folder, name] = expected[name,] = name
+        parts = PurePosixPath(name).parts
+        expected[(folder, *parts)] = expected[parts] = name
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
@@ -109,6 +115,7 @@ def _extract(
                 source = tar.extractfile(member) if wanted and member.isreg() else None
                 if wanted is None or source is None:
                     continue
+                (target / wanted).parent.mkdir(parents=True, exist_ok=True)
                 with source, (target / wanted).open("wb") as file:
                     shutil.copyfileobj(source, file, CHUNK)
                 found.add(wanted)

@@ -9,10 +9,23 @@ from kdbench.training.objectives import (
     ObjectiveInfo,
     SmoothedDistillation,
 )
-from kdbench.training.recipe import SGD, Constant, Milestones, Mixing, OneCycle, Recipe, Sample, Schedule
+from kdbench.training.recipe import (
+    SGD,
+    AdamW,
+    Constant,
+    Milestones,
+    Mixing,
+    OneCycle,
+    Optimizer,
+    Recipe,
+    Sample,
+    Schedule,
+    WarmupLinear,
+)
 
 __all__ = [
     "SGD",
+    "AdamW",
     "Constant",
     "CrossEntropy",
     "Distillation",
@@ -23,8 +36,10 @@ __all__ = [
     "Objective",
     "ObjectiveInfo",
     "OneCycle",
+    "Optimizer",
     "Recipe",
     "Sample",
     "Schedule",
     "SmoothedDistillation",
+    "WarmupLinear",
 ]

@@ -1,5 +1,6 @@
-"""The one training loop. Extended by composition (objective, schedule, teacher), never by copying.
+"""The one training loop. Extended by composition (task, objective, schedule, teacher), never by copying.
 
+:func:`optimise` trains a network on any :class:`Task`; :func:`fit` on inputs with labels, by an objective on logits.
 Every random choice of an epoch comes from a generator seeded by (seed, stream, epoch), so a run that resumes at an
 epoch's start makes the same choices as one that was never stopped.
 """
@@ -26,14 +27,7 @@ from kdbench.training.objectives import Objective
 from kdbench.training.recipe import Recipe
 from kdbench.training.seeds import derive_seed
 
-__all__ = ["Checkpoints", "History", "TeacherLogits", "fit"]
-
-
-class TeacherLogits(Protocol):
-    """Logits of a frozen teacher for a batch, looked up (inputs never change) or computed: ``[n, C]``, of M > 1
-    teachers ``[M, n, C]``."""
-
-    def __call__(self, inputs: Tensor, indices: Tensor) -> Tensor: ...
+__all__ = ["Checkpoints", "History", "Task", "TeacherLogits", "fit", "optimise"]
 
 
 class Checkpoints(Protocol):
@@ -43,6 +37,148 @@ class Checkpoints(Protocol):
     def state_due(self) -> bool: ...
     def save_state(self, state: Any) -> None: ...
     def progress(self, done: int, total: int) -> None: ...
+
+
+class Task:
+    """What a network is trained on: batches, and the loss of each. Subclasses implement the first three methods.
+
+    An epoch is what the task says it is: after it the loop looks at the loss, notes the curves and may save its state.
+    Random choices come from torch's own generator, which the loop seeds at every epoch's start, or from (seed, stream,
+    epoch, step), see :func:`kdbench.training.seeds.derive_seed`; what else changes in a run is in the task's state. So
+    a resumed run is the same to the bit.
+
+    Attributes
+    ----------
+    steps : optimiser steps of one epoch, by which the schedule knows its position.
+    """
+
+    steps: int
+
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """The material of every step of an epoch, made when its step begins."""
+        raise NotImplementedError
+
+    def terms(self, batch: Any) -> dict[str, Tensor]:
+        """The ``loss`` of the network on a batch, and whatever else is to become a curve; all scalars.
+
+        Every batch has the same terms. ``lr`` and ``gradient`` are names of the loop's own.
+        """
+        raise NotImplementedError
+
+    def weight(self, batch: Any) -> int:
+        """How many examples are in a batch: its share in the means over the epoch."""
+        raise NotImplementedError
+
+    def stepped(self) -> None:
+        """The network has taken an optimiser step."""
+
+    def ended(self, epoch: int, curves: dict[str, list[float]]) -> None:
+        """An epoch is over, ``curves`` end with its values; more may be added, one an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the network, the optimiser and the curves: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+
+
+def optimise(
+    model: nn.Module, task: Task, recipe: Recipe, *, seed: int, checkpoints: Checkpoints
+) -> dict[str, list[float]]:
+    """Train ``model`` in place on ``task`` by the epochs, optimiser, schedule and clipping of ``recipe``.
+
+    Parameters
+    ----------
+    model : the network, all of whose parameters that require a gradient are trained; put into train mode at the start
+        of every epoch.
+    seed : of the run; torch's own generator is seeded by it and the epoch.
+
+    Returns
+    -------
+    dict : curves, one value an epoch: the means of the task's terms over the examples, the rate ``lr`` at the epoch's
+        first step and, where the recipe clips, the mean norm ``gradient`` before clipping.
+
+    Raises
+    ------
+    StageError : the loss is not finite, or an epoch has not the steps that the task says.
+    """
+    optimizer = recipe.optimizer.build(model.parameters())
+    curves: dict[str, list[float]] = {"loss": [], "lr": []}
+    first = 0
+    if (state := checkpoints.load_state()) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        task.load_state_dict(state["task"])
+        curves, first = state["curves"], state["epoch"]
+    for epoch in range(first, recipe.epochs):
+        checkpoints.progress(epoch, recipe.epochs)
+        torch.manual_seed(derive_seed(seed, "torch", epoch))  # for networks with randomness of their own
+        model.train()
+        for name, value in _epoch(model, task, optimizer, recipe, epoch).items():
+            curves.setdefault(name, []).append(value)
+        task.ended(epoch, curves)
+        if epoch + 1 < recipe.epochs and checkpoints.state_due():
+            checkpoints.save_state(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "task": task.state_dict(),
+                    "curves": curves,
+                    "epoch": epoch + 1,
+                }
+            )
+    return curves
+
+
+def _epoch(
+    model: nn.Module, task: Task, optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int
+) -> dict[str, float]:
+    """Means of the terms over the examples of an epoch, and the rate at its first step."""
+    rates: list[float] = []
+    totals: dict[str, Tensor] = {}
+    examples = 0
+    for step, batch in enumerate(task.batches(epoch)):
+        position = (epoch + step / task.steps) / recipe.epochs
+        rates.append(recipe.optimizer.lr * recipe.schedule.factor(epoch, position, recipe.epochs))
+        for group in optimizer.param_groups:
+            group["lr"] = rates[-1]
+        terms = task.terms(batch)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        if recipe.clip is not None:
+            terms = {**terms, "gradient": nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)}
+        optimizer.step()
+        task.stepped()
+        weight = task.weight(batch)
+        for name, value in terms.items():
+            total = (value.detach() * weight).double()
+            totals[name] = totals[name] + total if name in totals else total
+        examples += weight
+    _check_steps(len(rates), task, epoch)
+    means = {name: total.item() / examples for name, total in totals.items()}
+    if not math.isfinite(means["loss"]):
+        raise StageError(
+            f"the loss is {means['loss']} in epoch {epoch + 1} of {recipe.epochs}",
+            cure=f"lower the learning rate (now {recipe.optimizer.lr:g}) or check the inputs and the objective",
+        )
+    return {**means, "lr": rates[0]}
+
+
+def _check_steps(ran: int, task: Task, epoch: int) -> None:
+    """The schedule went by the steps that the task said it has: others, and the rates were not the recipe's."""
+    if ran != task.steps or not ran:
+        raise StageError(
+            f"epoch {epoch + 1} had {ran} steps, {type(task).__name__} says {task.steps}",
+            cure="let its steps be the number of batches that it gives in every epoch, one at least",
+        )
+
+
+class TeacherLogits(Protocol):
+    """Logits of a frozen teacher for a batch, looked up (inputs never change) or computed: ``[n, C]``, of M > 1
+    teachers ``[M, n, C]``."""
+
+    def __call__(self, inputs: Tensor, indices: Tensor) -> Tensor: ...
 
 
 class History(NamedTuple):
@@ -84,77 +220,63 @@ def fit(
             f"{type(objective).__name__} brings a network of its own that stands in for the teacher, and there is one",
             cure="train it without a teacher: lab.train",
         )
-    optimizer = _optimizer(model, recipe)
-    curves: dict[str, list[float]] = {"loss": [], "lr": []}
-    best: dict[str, Any] = {"epoch": recipe.epochs - 1, "score": -math.inf, "weights": None}
-    first = 0
-    if (state := checkpoints.load_state()) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        curves, best, first = state["curves"], state["best"], state["epoch"]
-        if follower is not None:
-            follower.load_state_dict(state["follower"])
-    for epoch in range(first, recipe.epochs):
-        checkpoints.progress(epoch, recipe.epochs)
-        torch.manual_seed(derive_seed(seed, "torch", epoch))  # for networks with randomness of their own
-        batches = _batches(train, recipe, teacher if follower is None else follower, seed, epoch, input_size)
-        for name, value in _epoch(model, optimizer, batches, train, recipe, objective, follower, epoch).items():
-            curves.setdefault(name, []).append(value)
-        if selection is not None:
-            _keep_best(model, selection, epoch, curves, best, recipe.ties)
-        if epoch + 1 < recipe.epochs and checkpoints.state_due():
-            checkpoints.save_state(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "follower": None if follower is None else follower.state_dict(),
-                    "curves": curves,
-                    "best": best,
-                    "epoch": epoch + 1,
-                }
-            )
-    if best["weights"] is not None:
-        model.load_state_dict(best["weights"])
-    return History(curves, best["epoch"])
+    task = _Images(model, train, recipe, objective, seed, teacher, follower, selection, input_size)
+    curves = optimise(model, task, recipe, seed=seed, checkpoints=checkpoints)
+    if task.best["weights"] is not None:
+        model.load_state_dict(task.best["weights"])
+    return History(curves, task.best["epoch"])
 
 
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
-    train: Split,
-    recipe: Recipe,
-    objective: Objective,
-    follower: Follower | None,
-    epoch: int,
-) -> dict[str, float]:
-    """Means over the epoch of the loss and of what the objective observes, and the rate at its first step."""
-    model.train()
-    rates: list[float] = []
-    nothing = torch.zeros((), dtype=torch.float64, device=train.labels.device)
-    totals: dict[str, Tensor] = {}
-    steps = math.ceil(len(train.labels) / recipe.batch_size)
-    for step, batch in enumerate(batches):
-        position = (epoch + step / steps) / recipe.epochs
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(epoch, position, recipe.epochs)
-        logits = model(batch.inputs)
-        terms = weighed(partial(_terms, objective, logits), batch)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if follower is not None:
-            follower.follow(model)
-        rates.append(optimizer.param_groups[0]["lr"])
-        for name, value in terms.items():
-            totals[name] = totals.get(name, nothing) + value.detach() * len(batch.labels)
-    means = {name: total.item() / len(train.labels) for name, total in totals.items()}
-    if not math.isfinite(means["loss"]):
-        raise StageError(
-            f"the loss is {means['loss']} in epoch {epoch + 1} of {recipe.epochs}",
-            cure=f"lower the learning rate (now {recipe.optimizer.lr:g}) or check the inputs and the objective",
-        )
-    return {**means, "lr": rates[0]}
+class _Images(Task):
+    """Inputs with labels, an objective on the network's logits, and who is asked for a teacher's."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Split,
+        recipe: Recipe,
+        objective: Objective,
+        seed: int,
+        teacher: TeacherLogits | None,
+        follower: Follower | None,
+        selection: Split | None,
+        input_size: tuple[int, int] | None,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.objective = objective
+        self.follower = follower
+        self.selection = selection
+        self.steps = math.ceil(len(train.labels) / recipe.batch_size)
+        self.best: dict[str, Any] = {"epoch": recipe.epochs - 1, "score": -math.inf, "weights": None}
+        asked = teacher if follower is None else follower
+        self._batches = partial(_batches, train, recipe, asked, seed, input_size=input_size)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        return self._batches(epoch)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.model(batch.inputs)
+        return weighed(partial(_terms, self.objective, logits), batch)
+
+    def weight(self, batch: Batch) -> int:
+        return len(batch.labels)
+
+    def stepped(self) -> None:
+        if self.follower is not None:
+            self.follower.follow(self.model)
+
+    def ended(self, epoch: int, curves: dict[str, list[float]]) -> None:
+        if self.selection is not None:
+            _keep_best(self.model, self.selection, epoch, curves, self.best, self.recipe.ties)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "follower": None if self.follower is None else self.follower.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+        if self.follower is not None:
+            self.follower.load_state_dict(state["follower"])
 
 
 def _terms(objective: Objective, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -210,18 +332,6 @@ def _mixing(recipe: Recipe, seed: int) -> Callable[[Tensor], Mixed] | None:
 
 def _generator(seed: int, stream: str, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, epoch))
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    sgd = recipe.optimizer
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=sgd.lr,
-        momentum=sgd.momentum,
-        nesterov=sgd.nesterov and sgd.momentum > 0,
-        weight_decay=sgd.weight_decay,
-        fused=True,
-    )
 
 
 def _keep_best(

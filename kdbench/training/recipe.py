@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
 from kdbench.component import Component
 from kdbench.errors import KdbenchError
 
-__all__ = ["SGD", "Constant", "Milestones", "Mixing", "OneCycle", "Recipe", "Sample", "Schedule"]
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Constant",
+    "Milestones",
+    "Mixing",
+    "OneCycle",
+    "Optimizer",
+    "Recipe",
+    "Sample",
+    "Schedule",
+    "WarmupLinear",
+]
 
 
 class Schedule(Component, frozen=True):
@@ -54,13 +70,72 @@ class OneCycle(Schedule, frozen=True):
         return 0.5 * (1.0 + math.cos(math.pi * (position - self.warmup) / (1.0 - self.warmup)))
 
 
-class SGD(Component, frozen=True):
-    """Stochastic gradient descent. ``weight_decay`` is the L2 coefficient on every parameter."""
+class WarmupLinear(Schedule, frozen=True):
+    """Linear warm-up over the share ``warmup`` of the run, then linearly down to zero; changes with every step.
+
+    Raises
+    ------
+    KdbenchError : the warm-up is no share, for instance a number of steps.
+    """
+
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= 1:
+            raise KdbenchError(
+                f"a warm-up over {self.warmup:g} of the run", cure="give its share of the run, between 0 and 1"
+            )
+
+    def factor(self, epoch: int, position: float, epochs: int) -> float:
+        if position < self.warmup:
+            return position / self.warmup
+        return (1.0 - position) / (1.0 - self.warmup)
+
+
+class Optimizer(Component, frozen=True):
+    """How a step is made of a gradient. ``lr`` is the base learning rate, which the schedule multiplies."""
 
     lr: float
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+        """Torch's optimiser of these parameters."""
+        raise NotImplementedError
+
+
+class SGD(Optimizer, frozen=True):
+    """Stochastic gradient descent. ``weight_decay`` is the L2 coefficient on every parameter."""
+
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+        from torch import optim
+
+        return optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov and self.momentum > 0,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+
+class AdamW(Optimizer, frozen=True):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): every parameter, biases too, loses the share
+    ``lr * weight_decay`` at each step, beside the step that its gradient makes."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+        from torch import optim
+
+        return optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
 
 
 class Sample(Component, frozen=True):
@@ -131,14 +206,16 @@ class Recipe(Component, frozen=True):
         inside it. A resample is drawn last, so that nothing held out is trained on and copies have equal labels.
     unlabelled : further examples of the training split, whose labels are hidden: objectives give them no label term.
     mixing : of the inputs in a batch, after augmentation; a teacher sees the mixed ones.
+    clip : largest norm of a step's gradient, of all parameters together; a longer one is scaled down to it.
 
     Raises
     ------
-    KdbenchError : unlabelled examples are among the labelled ones, or would be mixed with them.
+    KdbenchError : unlabelled examples are among the labelled ones, or would be mixed with them; the largest norm of a
+        gradient is not a positive number.
     """
 
     epochs: int
-    optimizer: SGD
+    optimizer: Optimizer
     batch_size: int = 128
     schedule: Schedule = Constant()
     augmentation: Literal["none", "crop-flip", "shift", "resized-crop-flip"] = "none"
@@ -150,8 +227,13 @@ class Recipe(Component, frozen=True):
     sample: Sample | None = None
     unlabelled: Sample | None = None
     mixing: Mixing | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise KdbenchError(
+                f"gradients are clipped to a norm of {self.clip:g}", cure="give a positive number, or None to clip none"
+            )
         if self.unlabelled is None:
             return
         hidden, labelled = self.unlabelled.places, None if self.sample is None else self.sample.places

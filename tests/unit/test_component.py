@@ -12,7 +12,18 @@ from kdbench.component import Component, load_object, pack, unpack
 from kdbench.errors import KdbenchError
 from kdbench.networks import Plain
 from kdbench.stages import Agreement, Choose, Teacher, Train
-from kdbench.training import SGD, Constant, CrossEntropy, Distillation, Milestones, OneCycle, Recipe, Schedule
+from kdbench.training import (
+    SGD,
+    AdamW,
+    Constant,
+    CrossEntropy,
+    Distillation,
+    Milestones,
+    OneCycle,
+    Recipe,
+    Schedule,
+    WarmupLinear,
+)
 
 
 class Deep(Component, frozen=True):
@@ -49,6 +60,7 @@ VALUES = [
         pairs=((0.5, 1.0), (2.0, 3.0)),
     ),
     Deep(one=Constant()),
+    Recipe(epochs=3, optimizer=AdamW(lr=1e-4, eps=1e-6), schedule=WarmupLinear(warmup=0.05), clip=1.0),
 ]
 
 
@@ -98,6 +110,7 @@ def packed(**changes: Any) -> dict[str, Any]:
         (packed(one={"type": "kdbench.training.recipe:OneCycle", "heat": 1}), "no field 'heat'"),
         (packed(several=[{"type": "kdbench.training.recipe:Nothing"}]), "kdbench.training.recipe:Nothing"),
         ({"type": "kdbench.training.recipe:SGD"}, "lr"),
+        ({**pack(RECIPE), "optimizer": 0.1}, "does not fit its type"),
         ({"type": "no.such.plugin:Thing"}, "is the plugin that provides it installed"),
         ({"type": "kdbench.training.recipe:Literal"}, "is not a kdbench Component"),
         ({"type": "os:getcwd"}, "is not a kdbench Component"),

@@ -16,7 +16,7 @@ from kdbench.plan import build_plan
 from kdbench.record import Environment, Record
 from kdbench.stage import Stage
 from kdbench.testing.checks import data, records
-from kdbench.training import SGD, Milestones, Objective
+from kdbench.training import SGD, AdamW, Milestones, Objective, WarmupLinear
 
 # ------------------------------------------------------------------------------------------------------------- data
 
@@ -261,3 +261,16 @@ def test_a_rate_off_its_schedule_is_named() -> None:
     assert "ran epoch 2 at 0.1, its recipe says 0.01 (Milestones, base 0.1)" in found(0.1, 0.1, 0.1, 0.01)[0]
     assert "ran 3 epochs, its recipe has 4" in found(0.1, 0.1, 0.01)[0]
     assert records.schedules({"h": record()}, {"h": spec}) == []
+
+
+def test_every_optimisers_rate_is_held_against_its_schedule() -> None:
+    lab = toy_lab(toy_paper())
+    recipe = msgspec.structs.replace(
+        RECIPE, epochs=4, optimizer=AdamW(lr=0.01), schedule=WarmupLinear(warmup=0.5), clip=1.0
+    )
+    spec = lab.train(STUDENT, seed=0, recipe=recipe).spec
+    assert records.rate_paths(spec.stage) == [("recipe", "optimizer", "lr")]
+    ran = [0.0, 0.005, 0.01, 0.005]
+    assert records.schedules({"h": record(curves={"lr": ran})}, {"h": spec}) == []
+    (found,) = records.schedules({"h": record(curves={"lr": [0.01] * 4})}, {"h": spec})
+    assert "ran epoch 0 at 0.01, its recipe says 0 (WarmupLinear, base 0.01)" in found

@@ -237,7 +237,7 @@ def test_stopped_and_resumed_run_is_bit_identical(kill: int) -> None:
     memory = Memory(stop_at=kill, save=True)
     with pytest.raises(KeyboardInterrupt):
         go(memory, 5)
-    assert int(memory.load_state()["follower"]["n_averaged"]) == 1 + 3 * kill
+    assert int(memory.load_state()["task"]["follower"]["n_averaged"]) == 1 + 3 * kill
     memory.stop_at = 0  # a run that began anew instead of resuming would stop again
     torch.manual_seed(12345)
     state, resumed = go(memory, 6)  # the state that is read back replaces whatever start there is

@@ -15,7 +15,7 @@ from toy_training import SHORT, Memory, model, same, split, trained
 
 from kdbench.data.base import Split
 from kdbench.data.transforms import random_crop, random_flip
-from kdbench.errors import StageError
+from kdbench.errors import KdbenchError, StageError
 from kdbench.losses import cross_entropy
 from kdbench.training import (
     SGD,
@@ -25,6 +25,7 @@ from kdbench.training import (
     OneCycle,
     Recipe,
     Schedule,
+    WarmupLinear,
     loop,
 )
 from kdbench.training.evaluate import agreement, evaluate, metrics_of, predict
@@ -195,6 +196,24 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
     assert values[:250] == sorted(values[:250])
     assert values[250:] == sorted(values[250:], reverse=True)
     assert OneCycle(warmup=0.0).factor(0, 0.0, 4) == 1.0
+
+
+def test_warmup_linear_rises_to_the_peak_and_falls_to_nothing_in_straight_lines() -> None:
+    line = WarmupLinear(warmup=0.2)
+    steps = {0.0: 0.0, 0.05: 0.25, 0.1: 0.5, 0.2: 1.0, 0.4: 0.75, 0.6: 0.5, 0.9: 0.125}
+    for position, factor in steps.items():
+        assert line.factor(int(position * 10), position, 10) == pytest.approx(factor, rel=1e-12)
+    assert line.factor(9, math.nextafter(1.0, 0.0), 10) == pytest.approx(0.0, abs=1e-12)
+    down = WarmupLinear(warmup=0.0)
+    assert [down.factor(epoch, epoch / 4, 4) for epoch in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    up = WarmupLinear(warmup=1.0)
+    assert [up.factor(epoch, epoch / 4, 4) for epoch in range(4)] == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("warmup", [500, -0.1, math.nan])
+def test_a_warmup_that_is_no_share_of_the_run_is_refused(warmup: float) -> None:
+    with pytest.raises(KdbenchError, match=r"a warm-up over .* of the run; .*its share of the run, between 0 and 1"):
+        WarmupLinear(warmup=warmup)
 
 
 # --------------------------------------------------------------------------------------------------------- evaluation
