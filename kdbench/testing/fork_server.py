@@ -52,6 +52,9 @@ def main() -> None:
     os.dup2(2, 1)  # what a stage prints must not end up among the answers
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in filter(None, os.environ.get("KDBENCH_PRELOAD", "").split(",")):
+        with contextlib.suppress(ImportError):  # a stage that needs it says so
+            importlib.import_module(name)
     _Server(requests, answers).serve()
 
 
