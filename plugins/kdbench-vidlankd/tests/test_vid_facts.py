@@ -395,6 +395,8 @@ def test_where_the_two_readings_are_run_differently(paper: Paper) -> None:
         ("laptop", "unspoken", {"world", "favourable-regime", "acceptability", "scale-towers", "scale-text"}),
         ("laptop", "unspoken-text", {"world", "favourable-regime", "acceptability", "scale-towers", "scale-text",
                                      "wikitext", "glue-small"}),
+        ("laptop", "howto100m", {"missing-features", "features-not-released", "captions", "scale-towers",
+                                 "scale-howto"}),
         ("full", "howto100m", {"missing-features", "features-not-released", "captions"}),
     ],
 )  # fmt: skip

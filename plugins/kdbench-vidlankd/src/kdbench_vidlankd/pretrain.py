@@ -93,6 +93,7 @@ class PretrainStudent(Stage, frozen=True, kw_only=True):
     recipe : an epoch is a pass over the text.
     objectives : what holds the student's states against the teacher's, their weighted sum beside the masked loss.
     captions : adds the text of the teacher's captions to the text.
+    blocks : the most blocks of text that are read, from its beginning; None reads all.
     """
 
     tower: Bert
@@ -101,9 +102,10 @@ class PretrainStudent(Stage, frozen=True, kw_only=True):
     length: int
     objectives: tuple[TokenObjective, ...] = ()
     captions: bool = False
+    blocks: int | None = None
 
     def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
-        blocks = TEXT_BLOCKS.get(data.dataset, 1_000_000) * self.recipe.epochs
+        blocks = min(TEXT_BLOCKS.get(data.dataset, 1_000_000), self.blocks or 1_000_000) * self.recipe.epochs
         passes = 4.0 if self.objectives else 3.0  # backward costs two forwards, a teacher one
         return Effort(round(blocks / self.recipe.batch_size), passes * _macs(self.tower, self.length, data) * blocks)
 
@@ -116,7 +118,7 @@ class PretrainStudent(Stage, frozen=True, kw_only=True):
         from kdbench_vidlankd.tasks import Learner, StudentTask
 
         found = corpus(work.spec.data, self.world)
-        text = found.text(self.length, captions=self.captions)
+        text = found.text(self.length, captions=self.captions)[: self.blocks]
         torch.manual_seed(derive_seed(work.seed, "init", "student"))
         tower = self.tower.build(found.vocabulary)
         if "start" in work.spec.inputs:

@@ -43,7 +43,7 @@ class Method(NamedTuple):
     caption, block, sentence : tokens of a caption, of a block of text and of a sentence that is fine-tuned on.
     contrast, margin, near, captions : of :class:`kdbench_vidlankd.pretrain.PretrainTeacher`.
     released : whether faults and stand-ins of the released code are kept.
-    held : held-out blocks that are read for the masked loss; None is all.
+    blocks, held : the most blocks of text that students read, and held-out ones for the masked loss; None is all.
     """
 
     tower: Bert
@@ -58,6 +58,7 @@ class Method(NamedTuple):
     margin: float
     near: float
     released: bool
+    blocks: int | None
     held: int | None
 
     @property
@@ -92,7 +93,7 @@ class Method(NamedTuple):
         return CRD(weight=used, negatives=NEGATIVES, head=head)
 
 
-NEGATIVES = 256
+NEGATIVES = 128
 """Drawn of the memory for each block and step; 16,384 is common where there are a million slots [third-party]."""
 
 NARROW = Bert(layers=1, hidden=32, heads=2, feedforward=64, dropout=0.0, positions=64, spread=0.08)
@@ -105,7 +106,7 @@ FRAME = 40
 
 def method(*, tier: str, dataset: str, protocol: str) -> Method:
     """The method at one tier, on one data set, by one protocol."""
-    found = _howto() if dataset == "howto100m" else _world(tier, dataset)
+    found = _howto(tier) if dataset == "howto100m" else _world(tier, dataset)
     if protocol != "released":
         return found
     video = replaced(found.video, encoder=replaced(found.video.encoder, dropout=0.1), vector="pooler", trained=False)
@@ -114,7 +115,7 @@ def method(*, tier: str, dataset: str, protocol: str) -> Method:
 
 def _world(tier: str, dataset: str) -> Method:
     tower = {"smoke": NARROW, "laptop": SLIM}.get(tier, MIDDLE)
-    teaching, learning, tuning = {"smoke": (1, 1, 1), "laptop": (20, 20, 6)}.get(tier, (40, 40, 6))
+    teaching, learning, tuning = {"smoke": (1, 1, 1), "laptop": (20, 16, 6)}.get(tier, (40, 40, 6))
     if dataset == "unspoken-text":  # its text is three times as long
         learning = max(1, learning // 3)
     rate = 3e-3 if tower.hidden < 100 else 1e-3
@@ -131,20 +132,23 @@ def _world(tier: str, dataset: str) -> Method:
         margin=0.5,
         near=0.5,
         released=False,
+        blocks=None,
         held=None if dataset == "unspoken" else 1_024,
     )
 
 
-def _howto() -> Method:
-    """The small towers of the released scripts, on text of the size of Wiki103 [code]."""
-    teaching = Recipe(
-        epochs=20, optimizer=AdamW(lr=5e-5, eps=1e-6), batch_size=128, schedule=WarmupLinear(0.0), clip=1.0
-    )
-    learning = Recipe(epochs=40, optimizer=AdamW(lr=2e-4), batch_size=256, schedule=WarmupLinear(0.08), clip=1.0)
-    tuning = Recipe(epochs=3, optimizer=AdamW(lr=1e-4), batch_size=32, schedule=WarmupLinear(0.0), clip=1.0)
+def _howto(tier: str) -> Method:
+    """At full the small towers of the released scripts, on text of the size of Wiki103 [code]; else far less."""
+    tower = {"smoke": NARROW, "laptop": SLIM}.get(tier, SMALL)
+    if tier == "full":
+        teaching = _recipe(20, 128, 5e-5, warmup=0.0, eps=1e-6)
+        learning, tuning = _recipe(40, 256, 2e-4, warmup=0.08), _recipe(3, 32, 1e-4, warmup=0.0)
+    else:
+        epochs = 1 if tier == "smoke" else 3
+        teaching, learning, tuning = _recipe(epochs, 4, 1e-3), _recipe(epochs, 32, 1e-3), _recipe(epochs, 32, 1e-3)
     return Method(
-        tower=SMALL,
-        video=Video(encoder=SMALL, features=4_096),
+        tower=replaced(tower, positions=512),
+        video=Video(encoder=replaced(tower, positions=512), features=4_096, projection=2 * tower.hidden),
         teaching=teaching,
         learning=learning,
         tuning=tuning,
@@ -155,9 +159,16 @@ def _howto() -> Method:
         margin=1.0,
         near=0.0,
         released=False,
-        held=None,
+        blocks={"smoke": 256, "laptop": 20_000}.get(tier),
+        held=None if tier == "full" else 256,
     )
 
 
-def _recipe(epochs: int, batch_size: int, rate: float) -> Recipe:
-    return Recipe(epochs=epochs, optimizer=AdamW(lr=rate), batch_size=batch_size, schedule=WarmupLinear(0.1), clip=1.0)
+def _recipe(epochs: int, batch_size: int, rate: float, *, warmup: float = 0.1, eps: float = 1e-8) -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        optimizer=AdamW(lr=rate, eps=eps),
+        batch_size=batch_size,
+        schedule=WarmupLinear(warmup),
+        clip=1.0,
+    )

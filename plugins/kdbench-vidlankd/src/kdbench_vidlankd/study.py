@@ -121,6 +121,7 @@ class Bench:
             length=make.block,
             objectives=objectives,
             captions=captions,
+            blocks=make.blocks,
         )
 
     # ----------------------------------------------------------------------------------------------------- what is read
