@@ -67,6 +67,8 @@ def test_captions_are_added_behind_the_text(made: Corpus) -> None:
     plain, more = made.text(LENGTH), made.text(LENGTH, captions=True)
     assert torch.equal(more[: len(plain)], plain)
     assert starts_with(made, more[len(plain) :], World(1).captions)
+    few = made.text(LENGTH, captions=True, most=3)
+    assert torch.equal(few, torch.cat([plain[:3], more[len(plain) :]])), "a limit on the text is none on the captions"
 
 
 def test_sentences_are_padded(made: Corpus) -> None:

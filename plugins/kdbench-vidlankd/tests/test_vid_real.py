@@ -11,6 +11,7 @@ import pytest
 from vid_folder import GLUE, TEXTS, VOCABULARY, clip, said, save, write, write_captions
 
 from kdbench.errors import KdbenchError
+from kdbench.plan import Plan
 from kdbench.result import Reproduction
 
 pytest.importorskip("transformers", reason="needs kdbench-vidlankd[bert]")
@@ -42,6 +43,12 @@ def test_both_steps_run_on_a_folder_of_features(kdbench_smoke: Smoke, videos: Pa
     losses = [found[f"text/howto100m/{arm}/mlm"] for arm in ("text", "nst", "crd")]
     assert all(loss is not None and 0 < loss < 10 for loss in losses)
     assert "no nouns whose attributes are known" in result.verdicts().set_index("claim").loc["T", "sentence"]
+
+
+def test_of_few_clips_no_vokens_are_made(kdbench_plan: Callable[..., Plan], videos: Path) -> None:
+    plan = kdbench_plan("vidlankd", dataset="howto100m", data_dir=videos, claims="all")
+    assert not any("vokens" in spec.label for spec in plan.specs.values())
+    assert any("student by CRD" in spec.label for spec in plan.specs.values())
 
 
 def test_a_clip_whose_features_are_gone_stops_the_teacher_by_name(

@@ -145,7 +145,7 @@ def test_chance_is_what_random_orders_have(k: int) -> None:
     "objectives",
     [
         (SoftLabel(weight=1.0),),
-        (NST(weight=1.0, head=False),),
+        (NST(weight=1.0),),
         (CRD(weight=1.0, negatives=8, head=False), SoftLabel(weight=1.0)),
     ],
     ids=["soft", "nst", "crd"],

@@ -18,7 +18,7 @@ from kdbench_vidlankd.finetune import FineTune
 from kdbench_vidlankd.objectives import CRD, NST, NTXent
 from kdbench_vidlankd.pretrain import PretrainStudent, PretrainTeacher
 from kdbench_vidlankd.probes import PROBES, Probe
-from kdbench_vidlankd.recipes import GRID, VOKENS, WEIGHTS
+from kdbench_vidlankd.recipes import DISTILLED_STEP, GRID, VOKENS, WEIGHTS
 from kdbench_vidlankd.retrieval import RANKS, Retrieve, chance
 from kdbench_vidlankd.study import TASKS
 from kdbench_vidlankd.vokens import Vokenize, VokenLabels
@@ -79,7 +79,7 @@ def test_what_is_not_measured_is_said_in_words() -> None:
     assert released["probe/unspoken/soft/colour"] == "not run: the released code has no such arm that runs"
 
 
-@pytest.mark.parametrize(("tier", "dataset"), PLANS[:-1])
+@pytest.mark.parametrize(("tier", "dataset"), PLANS[:-3])
 def test_every_arm_of_a_world_is_measured(tier: str, dataset: str) -> None:
     tables = rows(planned(tier, dataset=dataset).plan)
     assert tables["probe"].keys() == ARMS | {"chance"}
@@ -113,7 +113,7 @@ def test_as_released_there_are_the_core_arms() -> None:
 # ------------------------------------------------------------------------------------------------------------- stages
 
 
-@pytest.mark.parametrize(("tier", "dataset"), PLANS[:-1])
+@pytest.mark.parametrize(("tier", "dataset"), PLANS[:-3])
 def test_core_stages_of_one_seed(tier: str, dataset: str) -> None:
     # Two teachers, of which the mismatched one need not be probed; five students, three of which are asked for text.
     expected = {"PretrainTeacher": 2, "PretrainStudent": 5, "Probe": 6, "MaskedLoss": 3}
@@ -253,7 +253,9 @@ def test_equal_compute_is_equal_compute() -> None:
     expected = UNSPOKEN.expected()
     plain, longer, distilled = (arm(name).effort(expected, {}) for name in ("text", "text-compute", "crd"))
     assert plain.steps == distilled.steps
-    assert longer.macs == pytest.approx(distilled.macs, rel=0.02)
+    # A forward pass of the teacher's for three of the student's, the head and the memory.
+    assert 1.45 < distilled.macs / plain.macs < DISTILLED_STEP
+    assert longer.macs / plain.macs == pytest.approx(DISTILLED_STEP, rel=0.05)
     assert msgspec.structs.replace(arm("text-compute"), recipe=arm("text").recipe) == arm("text")
 
 
@@ -276,7 +278,8 @@ def test_as_released(tier: str) -> None:
     plain, nst, crd = (arm(name, **how) for name in ("text", "nst", "crd"))
     assert nst.objectives == (NST(weight=1.0, divide="length"),)
     assert crd.objectives == (NTXent(weight=1.0, temperature=1.0, released=True),)
-    assert plain.recipe.epochs == max(1, round(nst.recipe.epochs * 220 / 500))
+    steps = 44 / 40 if tier == "full" else 220 / 500  # at full the data are HowTo100M's, the towers of 6 layers
+    assert plain.recipe.epochs == max(1, round(nst.recipe.epochs * steps))
     node = network(planned(**how), "text/nst/mlm").inputs["teacher"]
     made = stage(node)
     assert (made.masked, made.contrast, made.margin, made.near, made.captions) == (1.0, 1.0, 1.0, 0.0, "first")

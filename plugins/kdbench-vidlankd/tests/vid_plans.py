@@ -21,9 +21,11 @@ PLANS = [
     ("smoke", "unspoken-text"),
     ("laptop", "unspoken-text"),
     ("full", "unspoken-text"),
+    ("smoke", "howto100m"),
+    ("laptop", "howto100m"),
     ("full", "howto100m"),
 ]
-"""Tiers and data sets; the last has no world."""
+"""Tiers and data sets; the last three have no world."""
 
 DATASET = {"smoke": "unspoken", "laptop": "unspoken", "full": "howto100m"}
 

@@ -95,14 +95,15 @@ class Corpus:
         self.vocabulary: int = self.tokenizer.get_vocab_size()
         self.specials: Specials = specials(self.tokenizer)
 
-    def text(self, length: int, *, captions: bool = False) -> Tensor:
+    def text(self, length: int, *, captions: bool = False, most: int | None = None) -> Tensor:
         """Blocks of the text that students are trained on, ``[N, length]`` int64.
 
         Parameters
         ----------
         captions : adds the text of the teacher's captions.
+        most : blocks of the text at most, captions not counted; None is all.
         """
-        parts = [self._blocks(lines, length) for lines in self._lines("train")]
+        parts = [torch.cat([self._blocks(lines, length) for lines in self._lines("train")])[:most]]
         if captions:
             parts.append(self._blocks(self._captions(), length))
         return torch.cat(parts)

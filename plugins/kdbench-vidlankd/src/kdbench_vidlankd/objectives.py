@@ -75,6 +75,15 @@ class TokenObjective(Component, frozen=True):
         """What tells it from others, in a stage's label."""
         return f"{type(self).__name__} x {self.weight:g}"
 
+    @property
+    def from_teacher(self) -> bool:
+        """Whether it needs the teacher's states, so that each step costs a forward pass of it."""
+        return True
+
+    def macs(self, hidden: int, length: int) -> float:
+        """Multiply-accumulates that it adds to the forward pass of one block, about: for the price of a plan."""
+        return 0.0
+
     def build(self, hidden: int, blocks: int, length: int) -> Distiller:
         """The module that computes it; random numbers of its start come from torch's generator.
 
@@ -124,6 +133,9 @@ class StateObjective(TokenObjective, frozen=True):
     def label(self) -> str:
         return super().label + ("" if self.head else " (no head)")
 
+    def macs(self, hidden: int, length: int) -> float:
+        return 2.0 * length * hidden * hidden * self.head
+
 
 class Regression(StateObjective, frozen=True):
     """Squared distance of states of length 1, ``2 - 2 cos``, see :func:`kdbench_vidlankd.losses.regression`."""
@@ -151,6 +163,9 @@ class NST(StateObjective, frozen=True):
     @property
     def label(self) -> str:
         return super().label + (" (by length)" if self.divide == "length" else "")
+
+    def macs(self, hidden: int, length: int) -> float:
+        return super().macs(hidden, length) + 2.0 * length * length * hidden
 
     def build(self, hidden: int, blocks: int, length: int) -> Distiller:
         from kdbench_vidlankd.distilling import NSTDistiller
@@ -221,6 +236,9 @@ class CRD(StateObjective, frozen=True, kw_only=True):
     def label(self) -> str:
         teacher = ", teacher's head" if self.teacher_head else ""
         return f"{super().label} (T {self.temperature:g}, {self.negatives} negatives, a slot a {self.slots}{teacher})"
+
+    def macs(self, hidden: int, length: int) -> float:
+        return super().macs(hidden, length) + float(length * (self.negatives + 1) * hidden)
 
     def build(self, hidden: int, blocks: int, length: int) -> Distiller:
         from kdbench_vidlankd.distilling import CRDDistiller

@@ -93,7 +93,7 @@ class PretrainStudent(Stage, frozen=True, kw_only=True):
     recipe : an epoch is a pass over the text.
     objectives : what holds the student's states against the teacher's, their weighted sum beside the masked loss.
     captions : adds the text of the teacher's captions to the text.
-    blocks : the most blocks of text that are read, from its beginning; None reads all.
+    blocks : the most blocks of text that are read, from its beginning, captions not counted; None reads all.
     """
 
     tower: Bert
@@ -106,8 +106,11 @@ class PretrainStudent(Stage, frozen=True, kw_only=True):
 
     def effort(self, data: DataRef, networks: Mapping[str, Network]) -> Effort:
         blocks = min(TEXT_BLOCKS.get(data.dataset, 1_000_000), self.blocks or 1_000_000) * self.recipe.epochs
-        passes = 4.0 if self.objectives else 3.0  # backward costs two forwards, a teacher one
-        return Effort(round(blocks / self.recipe.batch_size), passes * _macs(self.tower, self.length, data) * blocks)
+        macs = _macs(self.tower, self.length, data)
+        added = sum(each.macs(self.tower.hidden, self.length) for each in self.objectives)
+        taught = macs * any(each.from_teacher for each in self.objectives)
+        each = 3.0 * (macs + added) + taught  # backward costs two forwards, and a teacher has none
+        return Effort(round(blocks / self.recipe.batch_size), each * blocks)
 
     def run(self, work: Work) -> Outcome:
         import torch
@@ -118,7 +121,7 @@ class PretrainStudent(Stage, frozen=True, kw_only=True):
         from kdbench_vidlankd.tasks import Learner, StudentTask
 
         found = corpus(work.spec.data, self.world)
-        text = found.text(self.length, captions=self.captions)[: self.blocks]
+        text = found.text(self.length, captions=self.captions, most=self.blocks)
         torch.manual_seed(derive_seed(work.seed, "init", "student"))
         tower = self.tower.build(found.vocabulary)
         if "start" in work.spec.inputs:
@@ -179,7 +182,11 @@ def stage_of(finished: Finished) -> PretrainTeacher | PretrainStudent:
 
 
 def _notes(stage: Stage, vocabulary: int) -> dict[str, Any]:
-    return {"pretraining": pack(stage), "vocabulary": vocabulary}
+    from importlib.metadata import version
+
+    # Their arithmetic is in the numbers, and their versions are in no hash.
+    libraries = {name: version(name) for name in ("tokenizers", "transformers")}
+    return {"pretraining": pack(stage), "vocabulary": vocabulary, "libraries": libraries}
 
 
 def _last(curves: dict[str, list[float]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import StageError
 from kdbench.record import Outcome
 from kdbench.stage import Stage, Work
+from kdbench_vidlankd.objectives import CRD, NTXent, Regression
 from kdbench_vidlankd.pretrain import HEADS, PretrainStudent, PretrainTeacher, stage_of
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ __all__ = ["RANKS", "Retrieve", "chance"]
 
 RANKS = (1, 5)
 
+MAPPING = (CRD, NTXent, Regression)
+"""Objectives that hold a student's state against the teacher's own of the same token."""
+
 
 class Retrieve(Stage, frozen=True):
     """Recall at k, percent. Inputs ``teacher``, whose video tower embeds held-out clips, and ``network``: a student,
-    whose tokens pass the head of its first objective that has one, or that teacher itself.
+    whose tokens pass the head of its first objective of :data:`MAPPING`, or that teacher itself.
 
     A query is an unspoken test noun: its state in sentences that say nothing of it, of length 1 each, averaged. The
     gallery are the held-out clips of all these nouns, no two of which have the same attributes. ``test.recall1`` and
@@ -91,14 +95,16 @@ def _head(network: Finished, work: Work) -> Any:
     stage = stage_of(network)
     if not isinstance(stage, PretrainStudent):
         return unit
-    tensors = network.tensors(HEADS) if HEADS in network.record.files else {}
-    number = next((name.split(".")[0] for name in sorted(tensors)), None)
+    # NST's head is drawn to relations of tokens, and its states lie nowhere near the teacher's.
+    kinds = enumerate(stage.objectives)
+    number = next((place for place, each in kinds if isinstance(each, MAPPING) and each.head), None)
     if number is None:
         raise StageError(
             "the student has no head that maps its states to the teacher's",
             where=network.record.label,
             cure="retrieve with a student of CRD, NT-Xent or L2 regression",
         )
+    tensors = network.tensors(HEADS)
     head: nn.Module = DistillationHead(stage.tower.hidden)
     prefix = f"{number}.head."
     head.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})

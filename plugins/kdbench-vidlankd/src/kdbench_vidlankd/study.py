@@ -18,7 +18,7 @@ from kdbench_vidlankd.finetune import FineTune
 from kdbench_vidlankd.objectives import TokenObjective
 from kdbench_vidlankd.pretrain import PretrainStudent, PretrainTeacher
 from kdbench_vidlankd.probes import PROBES, MaskedLoss, Probe
-from kdbench_vidlankd.recipes import GRID, TEACHER_FORWARD, VOKENS, Method, method
+from kdbench_vidlankd.recipes import DISTILLED_STEP, GRID, VOKENS, Method, method
 from kdbench_vidlankd.retrieval import RANKS, Retrieve, chance
 from kdbench_vidlankd.vokens import Vokenize, VokenLabels
 
@@ -103,7 +103,7 @@ class Bench:
     def vokens(self, count: int) -> Node:
         """A student that names each token's nearest clip."""
         made = self._stage(
-            Vokenize(count=count, world=self.world, length=self.method.block),
+            Vokenize(count=count, world=self.world, length=self.method.block, blocks=self.method.blocks),
             f"{count} vokens",
             {"teacher": self.teacher()},
         )
@@ -218,7 +218,8 @@ def objectives(bench: Bench) -> Iterator[Measurement]:
     for name in ("nst", "crd"):
         arms[f"{name}-headless"] = bench.student(make.objective(name, head=False))
     for arm, count in VOKENS.items():
-        arms[arm] = bench.vokens(count)
+        if count <= bench.lab.data.sizes["train"]:
+            arms[arm] = bench.vokens(count)
     for arm, node in arms.items():
         yield from bench.probes(arm, node)
         yield from bench.harm(arm, node)
@@ -237,7 +238,7 @@ def controls(bench: Bench) -> Iterator[Measurement]:
     """More text, more steps, the teacher itself, the teacher trained further; and retrieval."""
     make = bench.method
     arms = {
-        "text-compute": bench.text_only(make.longer(TEACHER_FORWARD)),
+        "text-compute": bench.text_only(make.longer(DISTILLED_STEP)),
         "text+captions": bench.text_only(captions=True),
         "teacher": bench.teacher(),
         "teacher-then-text": bench.text_only(start=bench.teacher()),

@@ -104,7 +104,8 @@ class TeacherTask(Task):
 
 
 class Page(NamedTuple):
-    """A student's batch: numbers of the blocks ``[B]``, their tokens ``[B, L]``, the tokens masked, a seed."""
+    """A student's batch: numbers of the blocks ``[B]``, their tokens ``[B, L]``, the tokens masked, and a seed for what
+    objectives draw."""
 
     indices: Tensor
     tokens: Tensor
@@ -136,7 +137,7 @@ class StudentTask(Task):
             drawn = derive_seed(self._seed, "page", epoch, step)
             tokens = self._text[indices]
             masked = mask(tokens, self._corpus.specials, self._corpus.vocabulary, drawn)
-            yield Page(indices, tokens, masked, drawn)
+            yield Page(indices, tokens, masked, derive_seed(self._seed, "objective", epoch, step))
 
     def terms(self, batch: Page) -> dict[str, Tensor]:
         """``loss``, ``masked`` (nats), and the value of each objective without its weight."""

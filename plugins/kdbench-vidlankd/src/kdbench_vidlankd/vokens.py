@@ -31,6 +31,13 @@ class VokenLabels(TokenObjective, frozen=True, kw_only=True):
     title: ClassVar[str] = "vokens: the nearest clip of each token as its label"
     source: ClassVar[str] = "Tan and Bansal 2020 (Vokenization), Section 3; matched by the teacher's towers here"
 
+    @property
+    def from_teacher(self) -> bool:
+        return False
+
+    def macs(self, hidden: int, length: int) -> float:
+        return float(length * hidden * self.count)
+
     def build(self, hidden: int, blocks: int, length: int) -> Distiller:
         from kdbench_vidlankd.distilling import VokenDistiller
 
@@ -38,7 +45,8 @@ class VokenLabels(TokenObjective, frozen=True, kw_only=True):
 
 
 class Vokenize(Stage, frozen=True):
-    """Label every token of the text with the nearest of ``count`` training clips. Input ``teacher``.
+    """Label every token of the text, or of its first ``blocks`` blocks, with the nearest of ``count`` training clips.
+    Input ``teacher``.
 
     Leaves labels ``[N, length]`` of the text's blocks, which are read unmasked, and the metric ``vokens.used``: how
     many clips are the nearest of any token.
@@ -47,6 +55,7 @@ class Vokenize(Stage, frozen=True):
     count: int
     world: int
     length: int
+    blocks: int | None = None
 
     def run(self, work: Work) -> Outcome:
         import numpy as np
@@ -66,7 +75,7 @@ class Vokenize(Stage, frozen=True):
             raise StageError(f"{footage.count} clips do not give {self.count} vokens", cure="ask for fewer")
         random = np.random.default_rng(derive_seed(work.seed, "vokens"))
         chosen = [int(clip) for clip in random.permutation(footage.count)[: self.count]]
-        text = found.text(self.length)
+        text = found.text(self.length, most=self.blocks)
         with torch.no_grad():
             clip = footage.read(chosen, chosen, random)
             frames, shown = shown_frames(stage, clip.frames.to(work.device), clip.shown.to(work.device))
