@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from kdbench.errors import StageError
+from kdbench.quiet import quiet
 from kdbench.training.model import Normalised
 from kdbench_orthogonality._pruning import BATCH, inner_inputs, weighted
-from kdbench_orthogonality._quiet import quiet
 
 __all__ = ["Observed", "convert", "counts", "prepare", "quantised_by_default", "sizes", "tensors"]
 

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import update_bn
 from kdbench.errors import StageError
 from kdbench.networks import CifarResNet, Plain
 from kdbench.networks.base import Network
+from kdbench.quiet import quiet
 from kdbench.training.model import Normalised
-from kdbench_orthogonality._quiet import quiet
 from kdbench_orthogonality.networks import (
     SeparablePlain,
     SeparableResNet,

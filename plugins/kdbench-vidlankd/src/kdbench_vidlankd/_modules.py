@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.errors import KdbenchError
-from kdbench_vidlankd._quiet import quiet
+from kdbench.quiet import quiet
 from kdbench_vidlankd.towers import bert_config
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy
+from kdbench.quiet import quiet
 from kdbench.training.loop import Task
 from kdbench.training.recipe import Recipe
 from kdbench.training.seeds import derive_seed
 from kdbench_vidlankd._modules import LanguageModule  # first: its error says what to install
-from kdbench_vidlankd._quiet import quiet
 from kdbench_vidlankd.texts import Example
 from kdbench_vidlankd.wordpiece import pack
 

@@ -43,7 +43,7 @@ class Method(NamedTuple):
     tower, video : the language tower of teacher and student, and the teacher's video tower.
     teaching, learning, tuning : recipes of the teacher, the student and of fine-tuning.
     caption, block, sentence : tokens of a caption, of a block of text and of a sentence that is fine-tuned on.
-    contrast, margin, near, captions : of :class:`kdbench_vidlankd.pretrain.PretrainTeacher`.
+    contrast, margin, near : of :class:`kdbench_vidlankd.pretrain.PretrainTeacher`.
     baseline_steps : of the released text-only baseline, for one of its distilled student.
     released : whether faults and stand-ins of the released code are kept.
     blocks, held : the most blocks of text that students read, and held-out ones for the masked loss; None is all.
@@ -67,7 +67,7 @@ class Method(NamedTuple):
 
     @property
     def baseline(self) -> Recipe:
-        """Of the text-only student: as many steps as with distillation or, as released, fewer."""
+        """Of the text-only student: as many steps as with distillation or, as released, other ones."""
         return self.longer(self.baseline_steps) if self.released else self.learning
 
     def longer(self, factor: float) -> Recipe:

@@ -3,8 +3,8 @@
 Every noun has a colour, a size, an order (it shakes before it glows, or after) and a pace (the one follows the other
 fast or slowly). Clips show the attributes of all nouns. Text, a teacher's captions as well as a student's, ties
 *spoken* nouns to their attributes and *unspoken* nouns to nothing, so what a text-only student knows of an unspoken
-noun came from a teacher that saw clips. Four nouns each have one look: their single frames are alike and the sequence
-of these differs, so whoever tells them apart has seen motion.
+noun came from a teacher that saw clips. Four nouns each have one look: the 2D features of their single frames are
+alike and the sequence of these differs, so whoever tells them apart has seen motion.
 
 Attributes of unspoken nouns come from random streams of their own (:attr:`World.draw`). No other choice depends on
 them, so text is the same to the byte whatever they are; that is the leak test.
